@@ -1,0 +1,30 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""UN-EPT semantic segmentation for transformers. Importing registers it with the Auto classes and the pipelines."""
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
+
+from .configuration_unept import UneptConfig
+from .image_processing_pil_unept import UneptImageProcessorPil
+from .image_processing_unept import UneptImageProcessor
+from .modeling_unept import UneptForSemanticSegmentation, UneptModel, UneptPreTrainedModel
+from .version import __version__
+
+
+AutoConfig.register("unept", UneptConfig, exist_ok=True)
+AutoModel.register(UneptConfig, UneptModel, exist_ok=True)
+AutoModelForSemanticSegmentation.register(UneptConfig, UneptForSemanticSegmentation, exist_ok=True)
+AutoImageProcessor.register(
+    UneptConfig,
+    image_processor_classes={"torchvision": UneptImageProcessor, "pil": UneptImageProcessorPil},
+    exist_ok=True,
+)
+
+__all__ = [
+    "UneptConfig",
+    "UneptForSemanticSegmentation",
+    "UneptImageProcessor",
+    "UneptImageProcessorPil",
+    "UneptModel",
+    "UneptPreTrainedModel",
+    "__version__",
+]

@@ -1,0 +1,229 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""
+Boundaries of a label map: where they are, which way leads away from them, and how both refine a prediction.
+
+Source: UN-EPT, section 3.3; the directions are those of SegFix (Yuan et al., ECCV 2020).
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+try:  # Only training on bare labels needs it, so inference does not have to install it.
+    import edt
+except ImportError:
+    edt = None
+
+# (row, column) step of direction 0..7. Direction d covers the angles within 22.5 degrees of 45 * d - 180.
+DIRECTIONS = ((0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1))
+
+# 5x5 derivative along rows; its transpose is the one along columns.
+GRADIENT_KERNEL = (
+    (-0.25, -0.4, -0.5, -0.4, -0.25),
+    (-0.2, -0.5, -1.0, -0.5, -0.2),
+    (0.0, 0.0, 0.0, 0.0, 0.0),
+    (0.2, 0.5, 1.0, 0.5, 0.2),
+    (0.25, 0.4, 0.5, 0.4, 0.25),
+)
+
+
+def boundary_distance_and_angle(
+    label_map: np.ndarray, ignore_index: int = 255, min_class_pixels: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Distance to the nearest pixel with another label, and the angle that leads away from it.
+
+    Args:
+        label_map: `(height, width)`, any integer dtype.
+        ignore_index: label of unlabelled pixels. They are a boundary for their neighbours.
+        min_class_pixels: classes with fewer pixels are treated as unlabelled.
+
+    Returns:
+        Distance in pixels, float32 `(height, width)`: 0 for unlabelled pixels, infinite where there is no other label.
+        The border of the image is not a boundary. And the angle in degrees within [-180, 180], float32
+        `(height, width)`: that of (rows, columns) of the distance's 5x5 gradient within the class; 0 on unlabelled
+        pixels, NaN where the direction is undefined (no other label, or a gradient of exactly zero).
+
+    Raises:
+        ImportError: when the package `edt` is missing.
+        ValueError: for an array that is not a two-dimensional integer one.
+    """
+    if edt is None:
+        raise ImportError("Boundary targets need the package edt: pip install edt.")
+    if label_map.ndim != 2 or not np.issubdtype(label_map.dtype, np.integer):
+        raise ValueError(
+            f"label_map has to be a two-dimensional integer array, got {label_map.dtype} of shape {label_map.shape}."
+        )
+    # edt takes 0 for background, so classes count from 1 and unlabelled pixels are 0.
+    labelled = label_map != ignore_index
+    if min_class_pixels > 0:
+        classes, counts = np.unique(label_map, return_counts=True)
+        labelled &= np.isin(label_map, classes[counts >= min_class_pixels])
+    ids = np.where(labelled, label_map.astype(np.int64) + 1, 0).astype(np.uint32)
+    distance = edt.edt(ids, black_border=False, parallel=1)
+
+    # The gradient sees the distance of a pixel's own class only. Pixels at least 3 away from another label have only
+    # their own class within the kernel, so a plain convolution does for them; the others are done one by one.
+    row_kernel = torch.tensor(GRADIENT_KERNEL)
+    kernels = torch.stack((row_kernel, row_kernel.T))
+    gradient = F.conv2d(torch.from_numpy(distance)[None, None], kernels[:, None], padding=2)[0].numpy()
+    padded_width = distance.shape[1] + 4
+    rows, columns = np.nonzero(distance < 3)
+    center = (rows + 2) * padded_width + columns + 2
+    window = center[:, None] + (np.arange(-2, 3)[:, None] * padded_width + np.arange(-2, 3)).reshape(-1)
+    padded_ids, padded_distance = np.pad(ids, 2).reshape(-1), np.pad(distance, 2).reshape(-1)
+    own_distance = np.where(padded_ids[window] == padded_ids[center][:, None], padded_distance[window], 0)
+    gradient[:, rows, columns] = kernels.flatten(1).numpy() @ own_distance.T
+
+    angle = np.degrees(np.arctan2(gradient[0], gradient[1]))
+    undefined = ~np.isfinite(distance) | ((gradient[0] == 0) & (gradient[1] == 0))
+    angle[undefined] = np.nan
+    angle[ids == 0] = 0
+    return distance, angle.astype(np.float32)
+
+
+def distance_to_boundary_labels(distance: Tensor, max_distance: int = 5) -> Tensor:
+    """
+    1 for boundary pixels and 0 for the others, int64, in the shape of `distance` (pixels, any real dtype). A pixel
+    belongs to the boundary when its distance, cut to whole pixels, is at most `max_distance`.
+    """
+    return (distance < max_distance + 1).long()
+
+
+def angle_to_direction_labels(angle: Tensor) -> Tensor:
+    """
+    Direction 0..7 (see `DIRECTIONS`), int64, in the shape of `angle` (degrees, any real dtype). The bins are 45
+    degrees wide, open below and closed above. Angles above 157.5, a padding value of 255 among them, give 0.
+    """
+    direction = torch.ceil((angle.to(torch.float64) - (22.5 - 180)) / 45)
+    return torch.where(direction > 7, 0, direction).clamp(min=0).long()
+
+
+@torch.compiler.disable
+def boundary_targets(
+    labels: Tensor,
+    ignore_index: int = 255,
+    max_distance: int = 5,
+    ignore_unlabelled: bool = True,
+    min_class_pixels: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """
+    Targets of the boundary head and of the direction head. Runs on the CPU, whatever the device of the labels.
+
+    Rows at the bottom and columns at the right in which nothing is labelled are padding, and make no boundary.
+
+    Args:
+        labels: `(height, width)` or `(batch, height, width)`, int64.
+        ignore_index: label of unlabelled pixels, and target of pixels that are not to be learned.
+        max_distance: distance in whole pixels up to which a pixel belongs to the boundary.
+        ignore_unlabelled: whether unlabelled pixels get `ignore_index`. Otherwise they are boundary pixels of
+            direction 4, and padding is not a boundary and of direction 0, as in the original code.
+        min_class_pixels: classes with fewer pixels are treated as unlabelled.
+
+    Returns:
+        Boundary labels (0 or 1) and direction labels (0..7), both int64 in the shape and on the device of `labels`.
+        Pixels without a direction (a single class in the image, a gradient of zero) have direction `ignore_index`.
+    """
+    if labels.dim() == 3:
+        targets = [
+            boundary_targets(image, ignore_index, max_distance, ignore_unlabelled, min_class_pixels)
+            for image in labels
+        ]
+        if not targets:
+            return labels.clone(), labels.clone()
+        return torch.stack([boundary for boundary, _ in targets]), torch.stack([direction for _, direction in targets])
+
+    label_map = labels.cpu().numpy()
+    labelled = label_map != ignore_index
+    height = int(labelled.any(1).nonzero()[0].max(initial=-1)) + 1
+    width = int(labelled.any(0).nonzero()[0].max(initial=-1)) + 1
+    boundary = torch.full(labels.shape, ignore_index if ignore_unlabelled else 0)
+    direction = torch.full(labels.shape, ignore_index if ignore_unlabelled else 0)
+    if height > 0:
+        distance, angle = boundary_distance_and_angle(label_map[:height, :width], ignore_index, min_class_pixels)
+        angle = torch.from_numpy(angle)
+        boundary[:height, :width] = distance_to_boundary_labels(torch.from_numpy(distance), max_distance)
+        direction[:height, :width] = torch.where(angle.isnan(), ignore_index, angle_to_direction_labels(angle))
+        if ignore_unlabelled:
+            boundary[~torch.from_numpy(labelled)] = ignore_index
+            direction[~torch.from_numpy(labelled)] = ignore_index
+    return boundary.to(labels.device), direction.to(labels.device)
+
+
+def follow_direction(boundary: Tensor, direction: Tensor, steps: int = 1) -> Tensor:
+    """
+    The pixel that each pixel takes its label from.
+
+    Args:
+        boundary: `(..., height, width)`, bool: which pixels move.
+        direction: `(..., height, width)`, int64, 0..7.
+        steps: how often to move, each time along the direction found at the pixel reached, until it is no boundary
+            pixel. Moves stop at the border of the image.
+
+    Returns:
+        `(..., height * width)`, int64: index into the pixels of the image, row by row.
+    """
+    height, width = boundary.shape[-2:]
+    offsets = torch.tensor(DIRECTIONS, device=boundary.device)[direction] * boundary[..., None]
+    row_offset, column_offset = offsets.flatten(-3, -2).unbind(-1)
+    source = torch.arange(height * width, device=boundary.device).expand(row_offset.shape)
+    for _ in range(steps):
+        rows = (source // width + row_offset.gather(-1, source)).clamp(0, height - 1)
+        columns = (source % width + column_offset.gather(-1, source)).clamp(0, width - 1)
+        source = rows * width + columns
+    return source
+
+
+def refine_logits(logits: Tensor, boundary: Tensor, direction: Tensor) -> Tensor:
+    """
+    Boundary pixels take the logits of their neighbour along their direction.
+
+    Args:
+        logits: `(batch, classes, height, width)`.
+        boundary: `(batch, height, width)`, bool.
+        direction: `(batch, height, width)`, int64, 0..7.
+
+    Returns:
+        `(batch, classes, height, width)`. No gradient reaches `boundary` or `direction`.
+    """
+    source = follow_direction(boundary, direction)[:, None].expand(-1, logits.shape[1], -1)
+    return logits.flatten(2).gather(2, source).view_as(logits)
+
+
+def refine_label_map(
+    label_map: Tensor, boundary_probability: Tensor, direction: Tensor, threshold: float = 0.5, steps: int = 1
+) -> Tensor:
+    """
+    Boundary pixels take the label found along their direction.
+
+    Args:
+        label_map: `(height, width)`, int64.
+        boundary_probability: `(height, width)`, floating point.
+        direction: `(height, width)`, int64, 0..7.
+        threshold: probability above which a pixel is a boundary pixel.
+        steps: how many pixels to walk at most.
+
+    Returns:
+        `(height, width)`, int64.
+
+    Raises:
+        ValueError: for `steps` below 1.
+    """
+    if steps < 1:
+        raise ValueError(f"steps has to be at least 1, got {steps}.")
+    source = follow_direction(boundary_probability > threshold, direction, steps)
+    return label_map.flatten()[source].view_as(label_map)
+
+
+__all__ = [
+    "DIRECTIONS",
+    "angle_to_direction_labels",
+    "boundary_distance_and_angle",
+    "boundary_targets",
+    "distance_to_boundary_labels",
+    "follow_direction",
+    "refine_label_map",
+    "refine_logits",
+]

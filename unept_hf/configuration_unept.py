@@ -1,0 +1,318 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""UN-EPT model configuration."""
+
+import difflib
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.backbone_utils import consolidate_backbone_kwargs_to_config
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+# The models of the paper (section 4.1), and one that is small enough to train on a laptop and in tests.
+PRESETS = {
+    "unept-resnet50": {
+        "backbone_config": {
+            "model_type": "timm_backbone",
+            "backbone": "resnet50c",
+            "out_indices": [2, 3, 4],
+            "output_stride": 8,
+        },
+    },
+    "unept-deit-base": {
+        "backbone_config": {
+            "model_type": "timm_backbone",
+            "backbone": "deit_base_distilled_patch16_224",
+            "out_indices": [3, 7, 11],
+            "model_args": {"img_size": 480, "dynamic_img_size": True},
+        },
+    },
+    "unept-tiny": {
+        "backbone_config": {
+            "model_type": "timm_backbone",
+            "backbone": "test_resnet",
+            "out_indices": [2, 3, 4],
+            "output_stride": 8,
+        },
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_sampling_points": 4,
+        "query_grid_size": (16, 16),
+        "spatial_branch_channels": (16, 32, 64),
+    },
+}
+
+
+@strict
+class UneptConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`UneptModel`] and [`UneptForSemanticSegmentation`]. The defaults give the ResNet-50 model of the
+    paper; `UneptConfig.from_preset` has the others.
+
+    Args:
+        backbone_config (`dict` or `PreTrainedConfig`, *optional*):
+            Any backbone configuration of transformers, or a `timm_backbone` one for any timm feature extractor. Extra
+            arguments of `timm.create_model` go into its `model_args`. `None` stands for the dilated ResNet-50-C.
+        hidden_size (`int`, *optional*, defaults to 256):
+            Width of the pyramid, the encoder, the decoder and the heads.
+        encoder_layers (`int`, *optional*, defaults to 2):
+            Number of context encoder layers.
+        decoder_layers (`int`, *optional*, defaults to 2):
+            Number of decoder layers.
+        num_attention_heads (`int`, *optional*, defaults to 8):
+            Number of heads of every attention layer. Has to divide `hidden_size`.
+        num_feature_levels (`int`, *optional*, defaults to 3):
+            Number of pyramid levels (Table 5: 3, or 1 for a single scale). The last maps of the backbone are taken.
+        num_sampling_points (`int`, *optional*, defaults to 16):
+            Number of points that a query samples on each level with each head (Table 6).
+        intermediate_size (`int`, *optional*, defaults to 2048):
+            Width of the feed-forward layers.
+        dropout (`float`, *optional*, defaults to 0.1):
+            Dropout probability after the attention and in the feed-forward layers.
+        attention_dropout (`float`, *optional*, defaults to 0.1):
+            Dropout probability of the attention weights of the dense decoder self-attention.
+        activation_function (`str`, *optional*, defaults to `"relu"`):
+            Activation of the feed-forward layers.
+        decoder_self_attention (`str`, *optional*, defaults to `"pointwise"`):
+            `"pointwise"`: a query sees only itself, which is what the original code computes for a single image;
+            `"dense"`: every query sees every query; `"deformable"`: a query samples the query grid.
+        query_grid_size (`tuple[int, int]`, *optional*, defaults to `(60, 60)`):
+            Height and width of the learned query embedding: one query for each cell of the training crop (480 / 8).
+            Other input sizes interpolate it.
+        use_spatial_branch (`bool`, *optional*, defaults to `True`):
+            Whether the queries start from the spatial branch. Without it they are the learned embedding alone.
+        spatial_branch_channels (`tuple[int, ...]`, *optional*, defaults to `(64, 128, 256)`):
+            Output channels of the stride-2 convolutions of the spatial branch; their number also sets the stride of
+            the queries. The last has to equal `hidden_size`.
+        use_boundary_heads (`bool`, *optional*, defaults to `True`):
+            Whether boundaries and directions are predicted, trained and used to refine the logits.
+        boundary_threshold (`float`, *optional*, defaults to 0.5):
+            A pixel is taken for a boundary pixel when its boundary score exceeds this value.
+        max_boundary_distance (`int`, *optional*, defaults to 5):
+            A pixel belongs to the boundary when its distance to another class, in whole pixels, is at most this.
+        segmentation_loss_weight (`float`, *optional*, defaults to 0.8):
+            Weight of the cross entropy of the logits.
+        boundary_loss_weight (`float`, *optional*, defaults to 5.0):
+            Weight of the balanced cross entropy of the boundary logits.
+        direction_loss_weight (`float`, *optional*, defaults to 0.6):
+            Weight of the balanced cross entropy of the direction logits.
+        refined_segmentation_loss_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the cross entropy of the refined logits.
+        semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
+            Label that no loss counts.
+        loss_reduction (`str`, *optional*, defaults to `"valid"`):
+            The segmentation cross entropies are means over the `"valid"` pixels, or over `"all"` (original code).
+        direction_loss_region (`str`, *optional*, defaults to `"predicted"`):
+            Where the direction is learned: on `"predicted"` boundary pixels (original code) or on the `"target"` ones.
+        refinement_score (`str`, *optional*, defaults to `"probability"`):
+            What `boundary_threshold` is compared with when the loss refines the logits: the boundary `"probability"`,
+            or the raw `"logit"` (original code).
+        boundary_align_corners (`bool`, *optional*, defaults to `False`):
+            `align_corners` of the interpolation that brings boundary and direction logits to the size of the labels
+            in the loss (`True` in the original code).
+        ignore_unlabelled_boundaries (`bool`, *optional*, defaults to `True`):
+            Whether unlabelled pixels are left out of the boundary targets computed from `labels`. The original code
+            takes them for boundary pixels.
+        min_boundary_class_pixels (`int`, *optional*, defaults to 0):
+            Classes with fewer pixels in an image count as unlabelled when boundary targets are computed from `labels`
+            (100 in the original target generator).
+        num_channels (`int`, *optional*, defaults to 3):
+            Number of image channels.
+
+    Raises:
+        ValueError: (wrapped by the strict dataclass) for a combination of fields that does not fit together.
+
+    Source: Zhu et al., "A Unified Efficient Pyramid Transformer for Semantic Segmentation", sections 3 and 4.
+
+    Example:
+
+    ```python
+    >>> from unept_hf import UneptConfig, UneptForSemanticSegmentation
+
+    >>> config = UneptConfig.from_preset("unept-tiny", num_labels=19)
+    >>> model = UneptForSemanticSegmentation(config)
+    ```"""
+
+    model_type = "unept"
+    sub_configs = {"backbone_config": AutoConfig}
+    keys_to_ignore_at_inference = [
+        "boundary_logits",
+        "direction_logits",
+        "image_sizes",
+        "loss_dict",
+        "hidden_states",
+        "attentions",
+        "sampling_locations",
+    ]
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    hidden_size: int = 256
+    encoder_layers: int = 2
+    decoder_layers: int = 2
+    num_attention_heads: int = 8
+    num_feature_levels: int = 3
+    num_sampling_points: int = 16
+    intermediate_size: int = 2048
+    dropout: float | int = 0.1
+    attention_dropout: float | int = 0.1
+    activation_function: str = "relu"
+    decoder_self_attention: str = "pointwise"
+    query_grid_size: list[int] | tuple[int, ...] = (60, 60)
+    use_spatial_branch: bool = True
+    spatial_branch_channels: list[int] | tuple[int, ...] = (64, 128, 256)
+    use_boundary_heads: bool = True
+    boundary_threshold: float | int = 0.5
+    max_boundary_distance: int = 5
+    segmentation_loss_weight: float | int = 0.8
+    boundary_loss_weight: float | int = 5.0
+    direction_loss_weight: float | int = 0.6
+    refined_segmentation_loss_weight: float | int = 1.0
+    semantic_loss_ignore_index: int = 255
+    loss_reduction: str = "valid"
+    direction_loss_region: str = "predicted"
+    refinement_score: str = "probability"
+    boundary_align_corners: bool = False
+    ignore_unlabelled_boundaries: bool = True
+    min_boundary_class_pixels: int = 0
+    num_channels: int = 3
+
+    def __post_init__(self, **kwargs):
+        if "use_pretrained_backbone" in kwargs:
+            raise ValueError(
+                "use_pretrained_backbone is not part of the configuration, because weights are loaded into a model: "
+                "use UneptForSemanticSegmentation.from_preset(..., use_pretrained_backbone=True) or "
+                "model.load_pretrained_backbone()."
+            )
+        # PreTrainedConfig keeps unknown keywords as attributes, so a typo would pass unseen.
+        fields = list(type(self).__dataclass_fields__)
+        for name in kwargs:
+            close = difflib.get_close_matches(name, fields, n=1, cutoff=0.85)
+            if close and name not in fields:
+                logger.warning(f"UneptConfig has no field {name!r}; did you mean {close[0]!r}?")
+
+        if self.backbone_config is None:
+            self.backbone_config = dict(PRESETS["unept-resnet50"]["backbone_config"])
+        if isinstance(self.backbone_config, dict):
+            if "model_type" not in self.backbone_config:
+                raise ValueError(
+                    "backbone_config has no model_type: use 'timm_backbone' for a timm model, or the model type of a "
+                    "transformers backbone such as 'resnet'."
+                )
+            # from_dict of some configurations changes the dict it is given.
+            self.backbone_config, _ = consolidate_backbone_kwargs_to_config(dict(self.backbone_config))
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of encoder and decoder layers, so of `hidden_states` less the encoder's input."""
+        return self.encoder_layers + self.decoder_layers
+
+    @property
+    def query_stride(self) -> int:
+        """Pixels of the image, in each direction, for one query and one logit."""
+        return 2 ** len(self.spatial_branch_channels)
+
+    @classmethod
+    def from_preset(cls, name: str, **kwargs) -> "UneptConfig":
+        """
+        Configuration of a named model.
+
+        Args:
+            name (`str`):
+                `"unept-resnet50"` and `"unept-deit-base"` are the models of the paper, `"unept-tiny"` a small one.
+            **kwargs:
+                Fields that replace those of the preset, such as `num_labels` or `query_grid_size`.
+
+        Raises:
+            ValueError: for an unknown name.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"Unknown preset {name!r}; the presets are {', '.join(sorted(PRESETS))}.")
+        return cls(**{**PRESETS[name], **kwargs})
+
+    def validate_sizes(self):
+        """Sizes that have to be positive or to lie within a range."""
+        for name in (
+            "hidden_size",
+            "num_attention_heads",
+            "num_feature_levels",
+            "num_sampling_points",
+            "intermediate_size",
+            "num_channels",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} has to be at least 1, got {getattr(self, name)}.")
+        for name in ("encoder_layers", "decoder_layers", "min_boundary_class_pixels", "max_boundary_distance"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} can not be negative, got {getattr(self, name)}.")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} has to lie in [0, 1), got {getattr(self, name)}.")
+        if len(self.query_grid_size) != 2 or min(self.query_grid_size) < 1:
+            raise ValueError(f"query_grid_size has to be a positive height and width, got {self.query_grid_size}.")
+
+    def validate_channels(self):
+        """Widths that have to agree."""
+        if self.hidden_size % self.num_attention_heads != 0:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} does not divide hidden_size={self.hidden_size}: "
+                "change one of the two."
+            )
+        if self.hidden_size % 4 != 0:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} has to be a multiple of 4, because the sine position embedding gives "
+                "half of it to rows and half to columns, each as sine and cosine pairs."
+            )
+        if len(self.spatial_branch_channels) == 0 or min(self.spatial_branch_channels) < 1:
+            raise ValueError(
+                f"spatial_branch_channels={self.spatial_branch_channels} has to name at least one positive width."
+            )
+        if self.use_spatial_branch and self.spatial_branch_channels[-1] != self.hidden_size:
+            raise ValueError(
+                f"spatial_branch_channels={tuple(self.spatial_branch_channels)} has to end with "
+                f"hidden_size={self.hidden_size}, because its output is added to the queries."
+            )
+
+    def validate_choices(self):
+        """Fields that take one of a few values."""
+        for name, choices in {
+            "decoder_self_attention": ("pointwise", "dense", "deformable"),
+            "loss_reduction": ("valid", "all"),
+            "direction_loss_region": ("predicted", "target"),
+            "refinement_score": ("probability", "logit"),
+        }.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} has to be one of {choices}, got {getattr(self, name)!r}.")
+        if self.use_boundary_heads and not self.use_spatial_branch:
+            raise ValueError(
+                "use_boundary_heads=True needs use_spatial_branch=True, because the heads read the spatial branch: "
+                "set use_boundary_heads=False or use_spatial_branch=True."
+            )
+
+    def validate_labels(self):
+        """The ignored label can not be a class."""
+        if 0 <= self.semantic_loss_ignore_index < self.num_labels:
+            raise ValueError(
+                f"semantic_loss_ignore_index={self.semantic_loss_ignore_index} is one of the {self.num_labels} "
+                "classes (num_labels): choose another, for example -100."
+            )
+
+    def validate_backbone(self):
+        """The backbone has to give as many maps as there are pyramid levels."""
+        out_indices = getattr(self.backbone_config, "out_indices", None)
+        if out_indices is None:
+            raise ValueError(
+                f"backbone_config of type {self.backbone_config.model_type!r} is not a backbone: it has no "
+                "out_indices. Use a timm_backbone or a transformers backbone configuration."
+            )
+        if len(out_indices) < self.num_feature_levels:
+            raise ValueError(
+                f"num_feature_levels={self.num_feature_levels}, but backbone_config gives {len(out_indices)} feature "
+                f"map(s) (out_indices={list(out_indices)}): name more out_indices or lower num_feature_levels."
+            )
+
+
+__all__ = ["UneptConfig"]

@@ -1,0 +1,554 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""
+Image processor of UN-EPT on PIL and NumPy, and what the torchvision one shares with it: how images and label maps are
+read, checked and sized. The shared part lives here because this file works without torchvision.
+"""
+
+import os
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+    infer_channel_dimension_format,
+    load_image,
+)
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import TensorType, logging
+
+from .boundary import boundary_targets
+from .post_processing_unept import post_process_semantic_segmentation
+
+
+logger = logging.get_logger(__name__)
+
+# Label of pixels that have no class, and of padding.
+IGNORE_INDEX = 255
+
+
+def flatten_inputs(inputs, batch_ndim: int) -> list:
+    """One list of the images in nested lists and in arrays of `batch_ndim` dimensions."""
+    if isinstance(inputs, (list, tuple)):
+        return [image for item in inputs for image in flatten_inputs(item, batch_ndim)]
+    if isinstance(inputs, (np.ndarray, Tensor)) and inputs.ndim == batch_ndim:
+        return list(inputs)
+    return [inputs]
+
+
+def array_to_tensor(array: np.ndarray | Tensor, name: str) -> Tensor:
+    """A tensor over the same memory where PyTorch can use that, else over a copy."""
+    if isinstance(array, Tensor):
+        return array
+    if not isinstance(array, np.ndarray):
+        raise TypeError(
+            f"{name} is of type {type(array).__name__}: pass a PIL image, a NumPy array, a PyTorch tensor, or the path "
+            "or address of an image file."
+        )
+    # PyTorch knows neither foreign byte orders nor negative strides, and warns of read-only memory.
+    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
+
+
+def scale_to_8_bit(pixels: Tensor, name: str) -> Tensor:
+    """
+    Brings pixels of any dtype to uint8 in [0, 255], or to float32 with their values unchanged.
+
+    Booleans become 0 and 255. Integers that need 16 bits are divided by 257, which takes 65535 to 255.
+    """
+    if pixels.dtype == torch.uint8:
+        return pixels
+    if pixels.dtype == torch.bool:
+        return pixels.to(torch.uint8) * 255
+    if pixels.is_floating_point():
+        if not pixels.isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinite values: replace them, for example by torch.nan_to_num.")
+        return pixels.float()
+    if pixels.is_complex():
+        raise ValueError(f"{name} is of dtype {pixels.dtype}: pass real numbers.")
+    is_16_bit = pixels.dtype == torch.uint16
+    pixels = pixels.to(torch.int64)
+    low, high = (int(value) for value in pixels.aminmax())
+    if low < 0 or high > 65535:
+        raise ValueError(
+            f"{name} holds integers in [{low}, {high}]: scale them to [0, 255] (8 bit) or [0, 65535] (16 bit)."
+        )
+    if is_16_bit or high > 255:
+        pixels = (pixels + 128) // 257
+    return pixels.to(torch.uint8)
+
+
+def composite_on_white(pixels: Tensor, name: str) -> Tensor:
+    """RGBA of `(4, height, width)`, in uint8 or float32 as `scale_to_8_bit` returns it, to RGB over white."""
+    colors, alpha = pixels[:3], pixels[3:]
+    if pixels.dtype == torch.uint8:
+        alpha = alpha.int()
+        return ((colors * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
+    low, high = (float(value) for value in pixels.aminmax())
+    if low < 0 or high > 255:
+        raise ValueError(
+            f"{name} has an alpha channel and values in [{low}, {high}]: scale them to [0, 1] or [0, 255], or drop the "
+            "alpha channel."
+        )
+    white = 1.0 if high <= 1 else 255.0
+    return (colors * alpha + white * (white - alpha)) / white
+
+
+def image_to_tensor(
+    image: "PIL.Image.Image | np.ndarray | Tensor",
+    do_convert_rgb: bool | None = True,
+    input_data_format: str | ChannelDimension | None = None,
+    name: str = "image",
+) -> Tensor:
+    """
+    Reads one image.
+
+    Args:
+        image: A PIL image of any mode (its EXIF orientation is applied), or an array or tensor of `(height, width)`,
+            `(height, width, channels)` or `(channels, height, width)` with 1 (gray), 3 (RGB) or 4 (RGBA) channels, of
+            any real dtype.
+        do_convert_rgb: Whether to repeat the channel of gray images and to lay transparent ones over white.
+        input_data_format: Where arrays and tensors have their channels. `None` looks for a side of 1, 3 or 4.
+        name: What messages call the image.
+
+    Returns:
+        `(channels, height, width)`: uint8, or float32 where floating point numbers were given.
+
+    Raises:
+        TypeError: for anything else than an image.
+        ValueError: for images that are empty, or have another number of channels, NaN or infinite pixels, or integers
+            out of range.
+    """
+    if isinstance(image, PIL.Image.Image):
+        image = PIL.ImageOps.exif_transpose(image)
+        # Integer ("I", "I;16") and float ("F") pixels are gray already. Pillow's conversion would cut them at 255.
+        if do_convert_rgb and image.mode[0] not in "IF":
+            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        image = np.array(image)
+        input_data_format = ChannelDimension.LAST
+
+    pixels = array_to_tensor(image, name)
+    shape = tuple(pixels.shape)
+    if pixels.dim() == 2:
+        pixels = pixels[None]
+        input_data_format = ChannelDimension.FIRST
+    if pixels.dim() != 3:
+        raise ValueError(
+            f"{name} has shape {shape}: pass images of shape (height, width), (height, width, channels) or (channels, "
+            "height, width)."
+        )
+    if 0 in shape:
+        raise ValueError(f"{name} has shape {shape}: an image needs at least one pixel.")
+    try:
+        if input_data_format is None:
+            input_data_format = infer_channel_dimension_format(pixels, num_channels=(1, 3, 4))
+        if ChannelDimension(input_data_format) == ChannelDimension.LAST:
+            pixels = pixels.permute(2, 0, 1)
+        if pixels.shape[0] not in (1, 3, 4):
+            raise ValueError
+    except ValueError as error:
+        raise ValueError(
+            f"{name} has shape {shape} with input_data_format={input_data_format}: images need 1 (gray), 3 (RGB) or 4 "
+            "(RGBA) channels, first or last. Choose the channels that show the image, and expand gray with alpha to "
+            "RGBA."
+        ) from error
+
+    pixels = scale_to_8_bit(pixels, name)
+    if do_convert_rgb and pixels.shape[0] == 4:
+        pixels = composite_on_white(pixels, name)
+    elif do_convert_rgb:
+        pixels = pixels.expand(3, -1, -1)
+    return pixels.contiguous()
+
+
+def label_map_to_tensor(
+    label_map: "PIL.Image.Image | np.ndarray | Tensor", image_size: tuple[int, int], name: str = "segmentation map"
+) -> Tensor:
+    """
+    Reads the label map of one image.
+
+    Args:
+        label_map: A PIL image with one channel (its EXIF orientation is applied, palettes are left as indices), or an
+            array or tensor of `(height, width)`, `(height, width, 1)` or `(1, height, width)`, of integers of any
+            dtype.
+        image_size: (height, width) of the image that it belongs to.
+        name: What messages call the label map.
+
+    Returns:
+        `(height, width)`, int64.
+
+    Raises:
+        TypeError: for anything else than an image.
+        ValueError: for colour images, and for label maps of another size, with fractions, or with negative labels.
+    """
+    if isinstance(label_map, PIL.Image.Image):
+        label_map = np.array(PIL.ImageOps.exif_transpose(label_map))
+    labels = array_to_tensor(label_map, name)
+    shape = tuple(labels.shape)
+    if shape == (1, *image_size):
+        labels = labels[0]
+    elif shape == (*image_size, 1):
+        labels = labels[..., 0]
+    if labels.dim() != 2:
+        raise ValueError(
+            f"{name} has shape {shape}: pass class indices of shape (height, width). Translate the colours of an RGB "
+            "label map to class indices first."
+        )
+    if labels.shape != image_size:
+        raise ValueError(
+            f"{name} has size {tuple(labels.shape)} but its image has {image_size}: each pixel of the image needs one "
+            "label. Resize the label map (nearest) to its image, or pair it with the right one."
+        )
+    if labels.is_floating_point() and not (labels == labels.round()).all():  # NaN is unequal to itself
+        raise ValueError(f"{name} holds fractions or NaN: labels have to be whole numbers.")
+    labels = labels.to(torch.int64)
+    if labels.min() < 0:
+        raise ValueError(
+            f"{name} holds the negative label {int(labels.min())}: mark pixels to ignore with {IGNORE_INDEX}."
+        )
+    return labels
+
+
+def reduce_labels(labels: Tensor) -> Tensor:
+    """Moves classes down by one: 0 becomes 255 (ignore), 255 stays, and any other label n becomes n - 1."""
+    return torch.where((labels == 0) | (labels == IGNORE_INDEX), IGNORE_INDEX, labels - 1)
+
+
+def resize_label_map(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Label map `(height, width)` of any dtype to `size`: each pixel takes the label at its centre (nearest-exact)."""
+    rows, columns = (
+        (2 * torch.arange(new, device=labels.device) + 1) * old // (2 * new) for old, new in zip(labels.shape, size)
+    )
+    return labels[rows[:, None], columns]
+
+
+def resized_size(height: int, width: int, size: SizeDict, size_divisor: int) -> tuple[int, int]:
+    """
+    (height, width) in pixels that an image is resized to.
+
+    With `shortest_edge`, the image is scaled until its shorter side has that length, or less where its longer side
+    would pass `longest_edge`. Both sides are then rounded to the nearest multiple of `size_divisor`, but to at least
+    one and not past `longest_edge`. A fixed `height` and `width` are taken as they are.
+    """
+    if size.height:
+        return size.height, size.width
+    scale = size.shortest_edge / min(height, width)
+    most = float("inf")
+    if size.longest_edge:
+        scale = min(scale, size.longest_edge / max(height, width))
+        most = size.longest_edge // size_divisor
+    multiples = (int(side * scale / size_divisor + 0.5) for side in (height, width))
+    height, width = (min(max(multiple, 1), most) * size_divisor for multiple in multiples)
+    return height, width
+
+
+class UneptImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    size_divisor (`int`, *optional*, defaults to `self.size_divisor`):
+        What both sides of `pixel_values` are multiples of, so that the feature grids of the model stay aligned.
+    do_reduce_labels (`bool`, *optional*, defaults to `self.do_reduce_labels`):
+        Whether to move the labels of segmentation maps down by one, for data sets in which 0 stands for no class: 0
+        becomes 255 and 255 stays.
+    do_boundary_targets (`bool`, *optional*, defaults to `self.do_boundary_targets`):
+        Whether to return the targets of the boundary heads with the labels. Needs the package `edt`.
+    """
+
+    size_divisor: int | None
+    do_reduce_labels: bool | None
+    do_boundary_targets: bool | None
+
+
+class UneptPreprocessing:
+    """What the image processors of both backends do alike. Goes before the backend among the bases of a class."""
+
+    valid_kwargs = UneptImageProcessorKwargs
+    model_input_names = ["pixel_values", "image_sizes"]
+
+    do_resize = True
+    size = {"shortest_edge": 512, "longest_edge": 2048}
+    default_to_square = False
+    size_divisor = 16
+    resample = PILImageResampling.BILINEAR
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    do_reduce_labels = False
+    do_convert_rgb = True
+    do_pad = True
+    do_boundary_targets = False
+
+    def preprocess(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None = None,
+        **kwargs: Unpack[UneptImageProcessorKwargs],
+    ) -> BatchFeature:
+        """
+        Prepares images, and label maps where given, for the model.
+
+        Args:
+            images: An image, or a batch of images of any sizes: PIL images, arrays or tensors of `(height, width)`,
+                `(height, width, channels)` or `(channels, height, width)`, paths or addresses of files, lists of
+                these, or an array or tensor of four dimensions. 8 bit, 16 bit (scaled to 8), boolean or floating
+                point. Floating point images in [0, 1] need `do_rescale=False`.
+            segmentation_maps: One label map for each image and of its size: whole numbers from 0, with 255 for pixels
+                to ignore. Given alike, with one channel or none, or as an array of three dimensions.
+            kwargs: Any argument of the class, for this call only. Also `device`, `return_tensors` ("pt", "np" or
+                `None` for lists) and `pad_size`, a {"height", "width"} to pad to.
+
+        Returns:
+            `pixel_values` `(batch_size, 3, height, width)`, float32, padded at the bottom and right with 0 (the mean
+            colour); `image_sizes` `(batch_size, 2)`, int64, (height, width) of each image within that; and with label
+            maps `labels`, with `do_boundary_targets` also `boundary_labels` and `direction_labels`, each
+            `(batch_size, height, width)`, int64, padded with 255.
+
+        Raises:
+            TypeError: for inputs that are not images.
+            ValueError: for images, label maps and arguments that can not be used. The message says what to do.
+        """
+        return super().preprocess(images, segmentation_maps, **kwargs)
+
+    def fetch_images(self, image_url_or_urls):
+        """
+        Opens files and addresses, in any nesting, and passes images on as they are.
+
+        Local files come with their palette, alpha channel and bit depth, so that both backends see the same pixels and
+        label maps keep their indices.
+        """
+        if isinstance(image_url_or_urls, (list, tuple)):
+            return [self.fetch_images(item) for item in image_url_or_urls]
+        if isinstance(image_url_or_urls, (str, os.PathLike)):
+            path = os.fspath(image_url_or_urls)
+            return PIL.Image.open(path) if os.path.isfile(path) else load_image(path)
+        return image_url_or_urls
+
+    def process_image(
+        self,
+        image: "PIL.Image.Image | np.ndarray | Tensor",
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        device: "torch.device | str | None" = None,
+        do_rescale: bool | None = False,
+        name: str = "image",
+        **kwargs,
+    ) -> "np.ndarray | Tensor":
+        """Reads one image into the array type of the backend. See `image_to_tensor`."""
+        pixels = image_to_tensor(image, do_convert_rgb, input_data_format, name)
+        if do_rescale and pixels.is_floating_point() and 0 <= pixels.min() and 0 < pixels.max() <= 1:
+            logger.warning_once(
+                "An image of floating point numbers in [0, 1] is about to be rescaled as if they were in [0, 255]. Pass "
+                "do_rescale=False if it is rescaled already."
+            )
+        return self._to_backend(pixels, device)
+
+    def _to_backend(self, tensor: Tensor, device: "torch.device | str | None") -> "np.ndarray | Tensor":
+        """The tensor in the array type of the backend, on `device` where the backend has devices."""
+        raise NotImplementedError
+
+    def _validate_preprocess_kwargs(self, **kwargs):
+        if kwargs["do_center_crop"]:
+            raise ValueError("do_center_crop is not supported: crop the images and label maps beforehand.")
+        super()._validate_preprocess_kwargs(**kwargs)
+        do_resize, size, size_divisor = kwargs["do_resize"], kwargs["size"], kwargs["size_divisor"]
+        if not size_divisor or size_divisor < 1:
+            raise ValueError(f"size_divisor has to be at least 1, got {size_divisor}.")
+        if do_resize and not ((size.height and size.width) or size.shortest_edge):
+            raise ValueError(
+                f"size={dict(size)} is not supported: pass {{'height', 'width'}}, {{'shortest_edge'}} or "
+                "{'shortest_edge', 'longest_edge'}."
+            )
+        if do_resize and size.longest_edge and size.longest_edge < size_divisor:
+            raise ValueError(
+                f"size={dict(size)} leaves no room for one multiple of size_divisor={size_divisor}: raise longest_edge "
+                "or lower size_divisor."
+            )
+        for name, fixed, is_used in (("size", size, do_resize), ("pad_size", kwargs["pad_size"], kwargs["do_pad"])):
+            if is_used and fixed and fixed.height and (fixed.height % size_divisor or fixed.width % size_divisor):
+                raise ValueError(
+                    f"{name}={dict(fixed)} has a side that is not a multiple of size_divisor={size_divisor}: choose "
+                    "multiples, or another size_divisor if the model allows that."
+                )
+
+    def _preprocess_image_like_inputs(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None,
+        do_convert_rgb: bool | None,
+        input_data_format: str | ChannelDimension | None,
+        do_reduce_labels: bool | None,
+        do_boundary_targets: bool | None,
+        do_pad: bool | None,
+        pad_size: SizeDict | None,
+        return_tensors: str | TensorType | None,
+        device: "torch.device | str | None" = None,
+        **kwargs,
+    ) -> BatchFeature:
+        images = flatten_inputs(self.fetch_images(images), batch_ndim=4)
+        if not images:
+            raise ValueError("There are no images: pass at least one.")
+        images = [
+            self.process_image(
+                image,
+                do_convert_rgb,
+                input_data_format,
+                device,
+                do_rescale=kwargs["do_rescale"],
+                name=f"images[{index}]",
+            )
+            for index, image in enumerate(images)
+        ]
+        self._check_channels(images, kwargs["image_mean"] if kwargs["do_normalize"] else None)
+        if segmentation_maps is not None:
+            # Before the images are resized, so that bad label maps are found first.
+            label_maps = self._read_label_maps(segmentation_maps, [tuple(image.shape[-2:]) for image in images])
+
+        images = self._preprocess(images, **kwargs)
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        padded_size = self._padded_size(sizes, do_pad, pad_size, kwargs["size_divisor"], return_tensors)
+        if do_pad:
+            images = self.pad(
+                images,
+                pad_size=SizeDict(height=padded_size[0], width=padded_size[1]),
+                disable_grouping=kwargs.get("disable_grouping"),
+            )
+        data = {"pixel_values": images, "image_sizes": sizes}
+
+        if segmentation_maps is not None:
+            targets = {"labels": [reduce_labels(labels) if do_reduce_labels else labels for labels in label_maps]}
+            targets["labels"] = [resize_label_map(labels, size) for labels, size in zip(targets["labels"], sizes)]
+            if do_boundary_targets:
+                # Before the padding, which would make boundaries of its own.
+                pairs = [boundary_targets(labels, ignore_index=IGNORE_INDEX) for labels in targets["labels"]]
+                targets["boundary_labels"], targets["direction_labels"] = (list(maps) for maps in zip(*pairs))
+            for name, maps in targets.items():
+                if do_pad:
+                    margins = [(0, padded_size[1] - width, 0, padded_size[0] - height) for height, width in sizes]
+                    maps = [F.pad(one, margin, value=IGNORE_INDEX) for one, margin in zip(maps, margins)]
+                data[name] = [self._to_backend(one, device) for one in maps]
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    @staticmethod
+    def _check_channels(images: list, image_mean):
+        """Images of a batch need the same number of channels, and the normalisation a mean for each."""
+        channels = {image.shape[0] for image in images}
+        if len(channels) > 1:
+            raise ValueError(
+                f"The images have {sorted(channels)} channels: pass do_convert_rgb=True to make them alike."
+            )
+        if isinstance(image_mean, (list, tuple)) and len(image_mean) not in channels:
+            raise ValueError(
+                f"The images have {channels.pop()} channels but image_mean has {len(image_mean)} values: pass "
+                "do_convert_rgb=True, or an image_mean and image_std with a value for each channel."
+            )
+
+    def _read_label_maps(self, segmentation_maps, image_sizes: list[tuple[int, int]]) -> list[Tensor]:
+        """The label maps `(height, width)`, int64, one for each image."""
+        segmentation_maps = self.fetch_images(segmentation_maps)
+        # Three dimensions are a batch only where the first counts the images. Otherwise they have one of channels.
+        is_batch = getattr(segmentation_maps, "ndim", None) == 3 and len(segmentation_maps) == len(image_sizes)
+        segmentation_maps = flatten_inputs(segmentation_maps, batch_ndim=3 if is_batch else 4)
+        if len(segmentation_maps) != len(image_sizes):
+            raise ValueError(
+                f"There are {len(segmentation_maps)} segmentation maps for {len(image_sizes)} images: pass one for each."
+            )
+        return [
+            label_map_to_tensor(label_map, image_size, name=f"segmentation_maps[{index}]")
+            for index, (label_map, image_size) in enumerate(zip(segmentation_maps, image_sizes))
+        ]
+
+    @staticmethod
+    def _padded_size(
+        sizes: list[tuple[int, int]],
+        do_pad: bool | None,
+        pad_size: SizeDict | None,
+        size_divisor: int,
+        return_tensors: str | TensorType | None,
+    ) -> tuple[int, int]:
+        """(height, width) of the padded batch; without padding, a check that images of these sizes can do without."""
+        largest = tuple(max(sides) for sides in zip(*sizes))
+        if do_pad and pad_size is not None:
+            if pad_size.height < largest[0] or pad_size.width < largest[1]:
+                raise ValueError(
+                    f"pad_size={dict(pad_size)} is smaller than an image of the batch, {largest}: raise it."
+                )
+            return pad_size.height, pad_size.width
+        if do_pad:
+            return tuple(-(-side // size_divisor) * size_divisor for side in largest)
+        for size in sizes:
+            if size[0] % size_divisor or size[1] % size_divisor:
+                raise ValueError(
+                    f"An image has size {size}, whose sides are not both multiples of size_divisor={size_divisor}: pass "
+                    "do_resize=True or do_pad=True."
+                )
+        if return_tensors is not None and len(set(sizes)) > 1:
+            raise ValueError(
+                f"Images of sizes {sorted(set(sizes))} do not fit one tensor: pass do_pad=True, a fixed size, or "
+                "return_tensors=None."
+            )
+        return largest
+
+    post_process_semantic_segmentation = staticmethod(post_process_semantic_segmentation)
+
+
+class UneptImageProcessorPil(UneptPreprocessing, PilBackend):
+    """
+    Image processor of UN-EPT on PIL and NumPy. It gives the same as [`UneptImageProcessor`], up to the rounding of
+    resized 8 bit pixels, and needs no torchvision. `UneptImageProcessor` describes the arguments.
+    """
+
+    def _to_backend(self, tensor: Tensor, device: "torch.device | str | None") -> np.ndarray:
+        return tensor.numpy(force=True)
+
+    def resize(
+        self, image: np.ndarray, size: SizeDict, resample: "PILImageResampling | None" = None, **kwargs
+    ) -> np.ndarray:
+        """
+        Resizes an image `(channels, height, width)`, uint8 or float32, to `size.height` and `size.width`.
+
+        One channel at a time: that way PIL resizes floating point numbers as they are instead of rounding them to 8
+        bit, and does not weight colours by an alpha channel.
+        """
+        resample = PILImageResampling.BILINEAR if resample is None else resample
+        size = (size.width, size.height)
+        return np.stack([np.array(PIL.Image.fromarray(channel).resize(size, resample)) for channel in image])
+
+    def _preprocess(
+        self,
+        images: list[np.ndarray],
+        do_resize: bool | None,
+        size: SizeDict,
+        size_divisor: int,
+        resample: "PILImageResampling | None",
+        do_rescale: bool | None,
+        rescale_factor: float | None,
+        do_normalize: bool | None,
+        image_mean: float | list[float] | None,
+        image_std: float | list[float] | None,
+        **kwargs,
+    ) -> list[np.ndarray]:
+        """Resizes, rescales and normalises images `(channels, height, width)`, and returns them as float32."""
+        processed = []
+        for image in images:
+            if do_resize:
+                height, width = resized_size(*image.shape[-2:], size, size_divisor)
+                image = self.resize(image, SizeDict(height=height, width=width), resample)
+            if do_rescale:
+                image = self.rescale(image, rescale_factor)
+            if do_normalize:
+                image = self.normalize(image, image_mean, image_std)
+            processed.append(np.ascontiguousarray(image, dtype=np.float32))
+        return processed
+
+
+__all__ = ["UneptImageProcessorPil"]

@@ -1,0 +1,817 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""
+UN-EPT: backbone, context branch, spatial branch, decoder, heads and loss, in the order in which an image meets them.
+
+Source: Zhu et al., "A Unified Efficient Pyramid Transformer for Semantic Segmentation", ICCV Workshops 2021.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoBackbone, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .boundary import DIRECTIONS, boundary_targets, refine_logits
+from .configuration_unept import UneptConfig
+from .deformable_attention import (
+    deformable_attention,
+    multi_scale_deformable_attention,
+    sampling_locations_and_weights,
+)
+
+
+SpatialShapes = list[tuple[int, int]]
+
+
+@dataclass
+class UneptModelOutput(ModelOutput):
+    r"""
+    Output of [`UneptModel`].
+
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(batch_size, queries, hidden_size)`):
+            Decoder output, one vector for each cell of `query_shape`, row by row.
+        encoder_last_hidden_state (`torch.Tensor` of shape `(batch_size, tokens, hidden_size)`):
+            Context encoder output: the tokens of the pyramid's levels, one level after the other, row by row.
+        spatial_features (`torch.Tensor` of shape `(batch_size, hidden_size, height, width)`, *optional*):
+            Spatial branch output at the query stride; `None` without spatial branch.
+        query_shape (`tuple[int, int]`):
+            Height and width of the query grid.
+        hidden_states (`tuple[torch.Tensor]`, *optional*, with `output_hidden_states=True`):
+            Encoder input and output of each encoder layer, `(batch_size, tokens, hidden_size)`, then the output of
+            each decoder layer, `(batch_size, queries, hidden_size)`.
+        attentions (`tuple[torch.Tensor]`, *optional*, with `output_attentions=True`):
+            Weights of each deformable attention, encoder before decoder, of shape
+            `(batch_size, queries, num_attention_heads, levels, num_sampling_points)`.
+        sampling_locations (`tuple[torch.Tensor]`, *optional*, with `output_sampling_locations=True`):
+            Where those samples are taken, (x, y) as fractions of the level, of shape
+            `(batch_size, queries, num_attention_heads, levels, num_sampling_points, 2)`.
+    """
+
+    last_hidden_state: Tensor | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    spatial_features: Tensor | None = None
+    query_shape: tuple[int, int] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    sampling_locations: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class UneptSemanticSegmenterOutput(ModelOutput):
+    r"""
+    Output of [`UneptForSemanticSegmentation`]. Height and width are those of the image, divided by the query stride 8.
+
+    Args:
+        loss (`torch.Tensor` of shape `()`, *optional*, with `labels`):
+            Weighted sum of the terms in `loss_dict`.
+        loss_dict (`dict[str, torch.Tensor]`, *optional*, with `labels`):
+            The unweighted terms `segmentation`, `boundary`, `direction` and `refined_segmentation`, detached.
+        logits (`torch.Tensor` of shape `(batch_size, num_labels, height, width)`):
+            Class logits.
+        boundary_logits (`torch.Tensor` of shape `(batch_size, 2, height, width)`, *optional*):
+            Logits of "inside" and "boundary"; `None` without boundary heads.
+        direction_logits (`torch.Tensor` of shape `(batch_size, 8, height, width)`, *optional*):
+            Logits of the directions that lead away from the nearest boundary; `None` without boundary heads.
+        image_sizes (`torch.Tensor` of shape `(batch_size, 2)`, *optional*):
+            As given: height and width of each image within a padded batch.
+        hidden_states, attentions, sampling_locations:
+            See [`UneptModelOutput`]. The locations come with the attentions.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    boundary_logits: Tensor | None = None
+    direction_logits: Tensor | None = None
+    image_sizes: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    sampling_locations: tuple[Tensor, ...] | None = None
+
+
+def create_backbone(config: UneptConfig, **kwargs) -> PreTrainedModel:
+    """The backbone that `config.backbone_config` describes, with random weights; `kwargs` go to timm."""
+    backbone_config = config.backbone_config
+    if backbone_config.model_type != "timm_backbone":
+        return AutoBackbone.from_config(backbone_config)
+    # A TimmBackboneConfig drops arguments of timm.create_model, so they travel in its model_args.
+    model_args = dict(getattr(backbone_config, "model_args", None) or {})
+    if "dynamic_img_size" not in model_args:
+        with torch.device("meta"):
+            probe = timm.create_model(backbone_config.backbone)
+        # Vision transformers of timm take one image size only, unless they are told otherwise.
+        if hasattr(probe, "dynamic_img_size"):
+            model_args["dynamic_img_size"] = True
+    return AutoBackbone.from_config(backbone_config, **model_args, **kwargs)
+
+
+def sine_position_embedding(height: int, width: int, hidden_size: int, device: torch.device) -> Tensor:
+    """
+    Sine position embedding, float32 `(height * width, hidden_size)`: the first half of the features encodes the row,
+    the second the column, both counted from 1 and normalised to 2 pi.
+
+    Source: "Attention Is All You Need", section 3.5, in two dimensions as in DETR.
+    """
+    features = torch.arange(hidden_size // 2, device=device, dtype=torch.float32)
+    wavelengths = 10000 ** (2 * (features // 2) / (hidden_size // 2))
+    is_sine = features % 2 == 0
+
+    def encode(size):
+        coordinates = torch.arange(1, size + 1, device=device, dtype=torch.float32) / (size + 1e-6) * (2 * math.pi)
+        angles = coordinates[:, None] / wavelengths
+        return torch.where(is_sine, angles.sin(), angles.cos())
+
+    rows = encode(height)[:, None].expand(height, width, -1)
+    columns = encode(width)[None].expand(height, width, -1)
+    return torch.cat((rows, columns), dim=-1).flatten(0, 1)
+
+
+def cell_centers(spatial_shapes: SpatialShapes, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Centres of the cells of all levels as (x, y) fractions, `(1, sum of height * width, 1, 2)`."""
+    centers = []
+    for height, width in spatial_shapes:
+        y = (torch.arange(height, device=device, dtype=dtype) + 0.5) / height
+        x = (torch.arange(width, device=device, dtype=dtype) + 0.5) / width
+        centers.append(torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1).flatten(0, 1))
+    return torch.cat(centers)[None, :, None]
+
+
+class UneptDeformableAttention(nn.Module):
+    """Multi-scale deformable attention of queries `(batch, queries, C)` to values `(batch, cells, C)`."""
+
+    def __init__(self, config: UneptConfig, num_levels: int):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.num_levels = num_levels
+        self.num_points = config.num_sampling_points
+        num_samples = self.num_heads * self.num_levels * self.num_points
+        self.sampling_offsets = nn.Linear(config.hidden_size, num_samples * 2)
+        self.attention_weights = nn.Linear(config.hidden_size, num_samples)
+        self.value_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.output_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        value_states: Tensor,
+        spatial_shapes: SpatialShapes,
+        reference_points: Tensor,
+        output_attentions: bool | None = None,
+        output_sampling_locations: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        batch, queries, _ = hidden_states.shape
+        shape = (batch, queries, self.num_heads, self.num_levels, self.num_points)
+        value = self.value_proj(value_states).unflatten(-1, (self.num_heads, -1))
+        offsets = self.sampling_offsets(hidden_states).view(*shape, 2)
+        logits = self.attention_weights(hidden_states).view(shape)
+        weights = locations = None
+        if output_attentions or output_sampling_locations:
+            locations, weights = sampling_locations_and_weights(spatial_shapes, reference_points, offsets, logits)
+            output = multi_scale_deformable_attention(value, spatial_shapes, locations, weights)
+        else:
+            output = deformable_attention(value, spatial_shapes, reference_points, offsets, logits)
+        return self.output_proj(output), weights, locations
+
+
+class UneptPointwiseAttention(nn.Module):
+    """
+    Decoder self-attention of the original code for one image. It attends along the batch, so a lone query sees itself
+    with weight 1, and what is left are the value and output projections.
+    """
+
+    def __init__(self, config: UneptConfig):
+        super().__init__()
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.out_proj(self.v_proj(hidden_states))
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """Attention of `(batch, heads, length, head_dim)` tensors; returns `(batch, length, heads, head_dim)`, weights."""
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = F.dropout(scores.softmax(-1, dtype=torch.float32).to(query.dtype), dropout, module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class UneptDenseAttention(nn.Module):
+    """Decoder self-attention in which every query sees every query."""
+
+    def __init__(self, config: UneptConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.scaling = (config.hidden_size // config.num_attention_heads) ** -0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        query, key, value = (
+            projection(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, _ = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask=None,
+            scaling=self.scaling,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+        )
+        return self.out_proj(output.flatten(2))
+
+
+class UneptMLP(nn.Module):
+    """Feed-forward layer."""
+
+    def __init__(self, config: UneptConfig):
+        super().__init__()
+        self.activation_fn = ACT2FN[config.activation_function]
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.fc2(self.dropout(self.activation_fn(self.fc1(hidden_states))))
+
+
+class UneptEncoderLayer(GradientCheckpointingLayer):
+    """Deformable self-attention over the pyramid and feed-forward layer, each followed by a layer norm."""
+
+    def __init__(self, config: UneptConfig):
+        super().__init__()
+        self.self_attn = UneptDeformableAttention(config, config.num_feature_levels)
+        self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size)
+        self.mlp = UneptMLP(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: Tensor,
+        spatial_shapes: SpatialShapes,
+        reference_points: Tensor,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Tensor:
+        # The position is added to the query alone; the value is the plain pyramid.
+        attention_output, _, _ = self.self_attn(
+            hidden_states + position_embeddings, hidden_states, spatial_shapes, reference_points, **kwargs
+        )
+        hidden_states = self.self_attn_layer_norm(hidden_states + self.dropout(attention_output))
+        return self.final_layer_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
+
+
+class UneptDecoderLayer(GradientCheckpointingLayer):
+    """Self-attention, deformable cross-attention and feed-forward layer, each followed by a layer norm."""
+
+    def __init__(self, config: UneptConfig):
+        super().__init__()
+        if config.decoder_self_attention == "deformable":
+            self.self_attn = UneptDeformableAttention(config, num_levels=1)
+        elif config.decoder_self_attention == "dense":
+            self.self_attn = UneptDenseAttention(config)
+        else:
+            self.self_attn = UneptPointwiseAttention(config)
+        self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size)
+        self.cross_attn = UneptDeformableAttention(config, config.num_feature_levels)
+        self.cross_attn_layer_norm = nn.LayerNorm(config.hidden_size)
+        self.mlp = UneptMLP(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        spatial_shapes: SpatialShapes,
+        query_shape: tuple[int, int],
+        reference_points: Tensor,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Tensor:
+        if isinstance(self.self_attn, UneptDeformableAttention):
+            attention_output, _, _ = self.self_attn(
+                hidden_states, hidden_states, [query_shape], reference_points, **kwargs
+            )
+        else:
+            attention_output = self.self_attn(hidden_states)
+        hidden_states = self.self_attn_layer_norm(hidden_states + self.dropout(attention_output))
+        attention_output, _, _ = self.cross_attn(
+            hidden_states, encoder_hidden_states, spatial_shapes, reference_points, **kwargs
+        )
+        hidden_states = self.cross_attn_layer_norm(hidden_states + self.dropout(attention_output))
+        return self.final_layer_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
+
+
+class ContiguousGradient(torch.autograd.Function):
+    """
+    Identity, with a contiguous gradient. On the CPU, PyTorch's batch norm (2.11 to 2.15 at least) misreads the permuted
+    gradient that token sequences send back when the batch has a single image.
+    """
+
+    @staticmethod
+    def forward(ctx, features: Tensor) -> Tensor:
+        return features.view_as(features)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient.contiguous()
+
+
+class UneptSpatialBranch(nn.Module):
+    """Stride-2 convolutions that keep the detail of the image `(batch, 3, H, W)` at 1/8 of its size."""
+
+    def __init__(self, config: UneptConfig):
+        super().__init__()
+        channels = [config.num_channels, *config.spatial_branch_channels]
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=2, padding=1, bias=False)
+            for in_channels, out_channels in zip(channels, channels[1:])
+        )
+        self.normalizations = nn.ModuleList(nn.BatchNorm2d(out_channels) for out_channels in channels[1:])
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        features = pixel_values
+        for index, (convolution, normalization) in enumerate(zip(self.convolutions, self.normalizations)):
+            features = normalization(convolution(features))
+            if index < len(self.convolutions) - 1:
+                features = features.relu()
+        return ContiguousGradient.apply(features)
+
+
+class UneptBoundaryHead(nn.Sequential):
+    """Per-cell classifier of the spatial features, for boundaries or directions."""
+
+    def __init__(self, config: UneptConfig, num_classes: int):
+        super().__init__(
+            nn.Conv2d(config.hidden_size, config.hidden_size, kernel_size=1, bias=False),
+            nn.BatchNorm2d(config.hidden_size),
+            nn.ReLU(),
+            nn.Conv2d(config.hidden_size, num_classes, kernel_size=1, bias=False),
+        )
+
+
+class UneptPreTrainedModel(PreTrainedModel):
+    config: UneptConfig
+    config_class = UneptConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["TimmBackbone", "UneptEncoderLayer", "UneptDecoderLayer", "UneptSpatialBranch"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    # forward takes **kwargs, but does not divide its loss by the items of an accumulated batch: Trainer has to.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """The initialisation of the original code: PyTorch's defaults, but for the context branch."""
+        super()._init_weights(module)
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            if isinstance(module, nn.Conv2d):
+                init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            else:
+                init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, UneptDeformableAttention):
+            for projection in (module.value_proj, module.output_proj):
+                init.zeros_(projection.bias)
+            for projection in (module.sampling_offsets, module.attention_weights):
+                init.zeros_(projection.weight)
+                init.zeros_(projection.bias)
+            # Head h looks in direction 2 pi h / heads, point p at distance p + 1 (Deformable DETR, section A.4).
+            angles = torch.arange(module.num_heads, dtype=torch.float32) * (2 * math.pi / module.num_heads)
+            ring = torch.stack((angles.cos(), angles.sin()), dim=-1)
+            ring = (ring / ring.abs().amax(-1, keepdim=True))[:, None, None]
+            distances = torch.arange(1, module.num_points + 1, dtype=torch.float32)[:, None]
+            offsets = (ring * distances).expand(-1, module.num_levels, -1, -1)
+            init.copy_(module.sampling_offsets.bias, offsets.flatten())
+        elif isinstance(module, (UneptPointwiseAttention, UneptDenseAttention)):
+            for name, projection in module.named_children():
+                if name != "out_proj":
+                    # The original keeps query, key and value projection in one (3 C, C) matrix.
+                    bound = math.sqrt(6 / (4 * projection.in_features))
+                    init.uniform_(projection.weight, -bound, bound)
+                init.zeros_(projection.bias)
+        elif isinstance(module, UneptModel):
+            init.normal_(module.level_embed)
+            init.normal_(module.query_embeddings)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs):
+        super()._set_gradient_checkpointing(enable, *args, **kwargs)
+        # TimmBackbone does not pass it on.
+        backbone = self.base_model.backbone
+        if backbone.config.model_type == "timm_backbone":
+            features = backbone._backbone
+            getattr(features, "model", features).set_grad_checkpointing(enable)
+
+    @classmethod
+    def from_preset(cls, name: str, use_pretrained_backbone: bool = False, **kwargs):
+        """
+        A model of the paper with new weights.
+
+        Args:
+            name (`str`): a preset of [`UneptConfig.from_preset`].
+            use_pretrained_backbone (`bool`, *optional*, defaults to `False`):
+                Whether the backbone starts from the weights that timm has for it (ImageNet), which are downloaded.
+            **kwargs: fields that replace those of the preset, such as `num_labels`.
+
+        Raises:
+            ValueError: for an unknown name.
+            OSError: when the weights can not be downloaded.
+        """
+        model = cls(UneptConfig.from_preset(name, **kwargs))
+        if use_pretrained_backbone:
+            model.load_pretrained_backbone()
+        return model
+
+    def load_pretrained_backbone(self, checkpoint: str | Path | None = None) -> None:
+        """
+        Replaces the weights of the backbone. Not done by the constructor: `from_pretrained` brings its own weights.
+
+        Args:
+            checkpoint (`str` or `Path`, *optional*):
+                A `.safetensors` file, or a folder with a `model.safetensors`, as written by
+                `conversion/convert_backbone_to_hf.py` or by `backbone.save_pretrained`. By default the weights that
+                timm has for this backbone, which are downloaded.
+
+        Raises:
+            OSError: when there is no such file, or the weights can not be downloaded.
+            ValueError: when keys or shapes do not fit the backbone; nothing is loaded then.
+        """
+        backbone = self.base_model.backbone
+        if checkpoint is not None:
+            path = Path(checkpoint)
+            path = path / "model.safetensors" if path.is_dir() else path
+            if not path.is_file():
+                raise FileNotFoundError(f"There is no backbone checkpoint {path}.")
+            state_dict = load_file(path)
+        elif backbone.config.model_type == "timm_backbone":
+            name = backbone.config.backbone
+            try:
+                state_dict = create_backbone(self.config, pretrained=True).state_dict()
+            except Exception as error:
+                raise OSError(
+                    f"The pretrained weights of the timm model {name!r} could not be had ({error}). Without network, "
+                    "pass a local file to load_pretrained_backbone(checkpoint), or start from random weights."
+                ) from error
+        else:
+            raise ValueError(
+                f"checkpoint is needed: a backbone of type {backbone.config.model_type!r} does not name its weights."
+            )
+        own = backbone.state_dict()
+        problems = [f"missing {key}" for key in own if key not in state_dict]
+        problems += [f"unexpected {key}" for key in state_dict if key not in own]
+        problems += [
+            f"{key} is {tuple(tensor.shape)} instead of {tuple(own[key].shape)}"
+            for key, tensor in state_dict.items()
+            if key in own and tensor.shape != own[key].shape
+        ]
+        if problems:
+            raise ValueError(f"The checkpoint does not fit the backbone: {'; '.join(problems)}.")
+        backbone.load_state_dict(state_dict)
+
+
+class UneptModel(UneptPreTrainedModel):
+    """
+    UN-EPT without its heads: backbone, feature pyramid and context encoder; spatial branch and queries; decoder.
+    """
+
+    _can_record_outputs = {
+        "hidden_states": [UneptEncoderLayer, UneptDecoderLayer],
+        "attentions": OutputRecorder(UneptDeformableAttention, index=1),
+        "sampling_locations": OutputRecorder(UneptDeformableAttention, index=2),
+    }
+
+    def __init__(self, config: UneptConfig):
+        super().__init__(config)
+        self.backbone = create_backbone(config)
+        self.size_divisor = config.query_stride
+        if config.backbone_config.model_type == "timm_backbone":
+            self.size_divisor = math.lcm(self.size_divisor, *self.backbone._backbone.feature_info.reduction())
+        self.input_projections = nn.ModuleList(
+            nn.Conv2d(channels, config.hidden_size, kernel_size=1)
+            for channels in self.backbone.channels[-config.num_feature_levels :]
+        )
+        self.level_embed = nn.Parameter(torch.empty(config.num_feature_levels, config.hidden_size))
+        self.encoder_layers = nn.ModuleList(UneptEncoderLayer(config) for _ in range(config.encoder_layers))
+        self.spatial_branch = UneptSpatialBranch(config) if config.use_spatial_branch else None
+        self.query_embeddings = nn.Parameter(torch.empty(1, config.hidden_size, *config.query_grid_size))
+        self.decoder_layers = nn.ModuleList(UneptDecoderLayer(config) for _ in range(config.decoder_layers))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.input_projections
+
+    def interpolate_query_embeddings(self, height: int, width: int) -> Tensor:
+        """The learned query embedding for another grid, `(1, hidden_size, height, width)`."""
+        # A grid of the trained size is its own interpolation; asking for it would fix an exported graph to that size.
+        if not torch.compiler.is_exporting() and self.query_embeddings.shape[-2:] == (height, width):
+            return self.query_embeddings
+        return F.interpolate(self.query_embeddings, size=(height, width), mode="bicubic", align_corners=False)
+
+    def _check_pixel_values(self, pixel_values: Tensor) -> None:
+        if pixel_values.dim() != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"pixel_values has to be (batch, {self.config.num_channels}, height, width), got "
+                f"{tuple(pixel_values.shape)}. UneptImageProcessor makes it from images of any mode."
+            )
+        if not pixel_values.is_floating_point():
+            raise ValueError(f"pixel_values has to be of a floating point dtype, got {pixel_values.dtype}.")
+        height, width = pixel_values.shape[-2:]
+        if height % self.size_divisor or width % self.size_divisor or height == 0 or width == 0:
+            raise ValueError(
+                f"pixel_values of height {height} and width {width}: both have to be positive multiples of "
+                f"{self.size_divisor}, the stride of the model. Resize or pad the image; UneptImageProcessor does with "
+                f"size_divisor={self.size_divisor}."
+            )
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> UneptModelOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalised images. Height and width have to be multiples of the model's stride, `size_divisor`.
+            output_hidden_states, output_attentions, output_sampling_locations, return_dict:
+                See [`UneptModelOutput`].
+
+        Returns:
+            [`UneptModelOutput`], or a tuple of its values with `return_dict=False`.
+
+        Raises:
+            ValueError: for pixel values of another shape or dtype.
+        """
+        self._check_pixel_values(pixel_values)
+        pixel_values = pixel_values.to(self.level_embed.dtype)
+        height, width = pixel_values.shape[-2:]
+        if kwargs.get("output_attentions") is None:
+            kwargs["output_attentions"] = self.config.output_attentions
+        # Half precision can not tell neighbouring cells apart.
+        location_dtype = torch.promote_types(pixel_values.dtype, torch.float32)
+
+        feature_maps = self.backbone(pixel_values).feature_maps[-self.config.num_feature_levels :]
+        levels = [projection(feature_map) for projection, feature_map in zip(self.input_projections, feature_maps)]
+        spatial_shapes = [tuple(level.shape[-2:]) for level in levels]
+        for level_height, level_width in spatial_shapes:
+            if height % level_height or width % level_width or height // level_height != width // level_width:
+                raise ValueError(
+                    f"pixel_values of height {height} and width {width} give a feature map of {level_height} x "
+                    f"{level_width}: use a height and width that are multiples of the backbone's stride."
+                )
+        hidden_states = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
+        position_embeddings = torch.cat(
+            [
+                sine_position_embedding(*shape, self.config.hidden_size, hidden_states.device) + level_embed
+                for shape, level_embed in zip(spatial_shapes, self.level_embed)
+            ]
+        ).to(hidden_states.dtype)
+        reference_points = cell_centers(spatial_shapes, hidden_states.device, location_dtype)
+        for encoder_layer in self.encoder_layers:
+            hidden_states = encoder_layer(
+                hidden_states, position_embeddings, spatial_shapes, reference_points, **kwargs
+            )
+        encoder_hidden_states = hidden_states
+
+        query_shape = (height // self.config.query_stride, width // self.config.query_stride)
+        queries = self.interpolate_query_embeddings(*query_shape).to(hidden_states.dtype)
+        spatial_features = None
+        if self.spatial_branch is not None:
+            spatial_features = self.spatial_branch(pixel_values)
+            queries = spatial_features + queries
+        hidden_states = queries.expand(pixel_values.shape[0], -1, -1, -1).flatten(2).transpose(1, 2)
+        reference_points = cell_centers([query_shape], hidden_states.device, location_dtype)
+        for decoder_layer in self.decoder_layers:
+            hidden_states = decoder_layer(
+                hidden_states, encoder_hidden_states, spatial_shapes, query_shape, reference_points, **kwargs
+            )
+        return UneptModelOutput(
+            last_hidden_state=hidden_states,
+            encoder_last_hidden_state=encoder_hidden_states,
+            spatial_features=spatial_features,
+            query_shape=query_shape,
+        )
+
+
+def segmentation_cross_entropy(logits: Tensor, labels: Tensor, config: UneptConfig) -> Tensor:
+    """Cross entropy over the labelled pixels; a mean over those, or over all pixels (`config.loss_reduction`)."""
+    ignore_index = config.semantic_loss_ignore_index
+    loss = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+    count = labels.numel() if config.loss_reduction == "all" else (labels != ignore_index).sum()
+    return loss / torch.as_tensor(count, device=loss.device).clamp(min=1)
+
+
+def balanced_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    """Mean cross entropy, weighted by one minus the frequency of the label in the batch. Zero if no pixel counts."""
+    counts = torch.stack([(labels == label).sum() for label in range(logits.shape[1])])
+    weights = (1 - counts / counts.sum().clamp(min=1)).to(logits.dtype)
+    loss = F.cross_entropy(logits, labels, weight=weights, ignore_index=ignore_index, reduction="sum")
+    return loss / (weights * counts).sum().clamp(min=torch.finfo(logits.dtype).eps)
+
+
+def segmentation_loss(
+    logits: Tensor,
+    labels: Tensor,
+    config: UneptConfig,
+    boundary_logits: Tensor | None = None,
+    direction_logits: Tensor | None = None,
+    boundary_labels: Tensor | None = None,
+    direction_labels: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """
+    The unweighted terms of the loss (section 3.4). Each is finite and differentiable, also when no pixel counts.
+
+    Args:
+        logits: `(batch, num_labels, h, w)`.
+        labels: `(batch, height, width)`, int64.
+        config: has the ignored label and the conventions.
+        boundary_logits: `(batch, 2, h, w)`; without them the segmentation term is all there is.
+        direction_logits: `(batch, 8, h, w)`.
+        boundary_labels: `(batch, height, width)`, int64, 0 or 1 or ignored.
+        direction_labels: `(batch, height, width)`, int64, 0..7 or ignored.
+
+    Returns:
+        `segmentation` and, with boundary logits, `boundary`, `direction` and `refined_segmentation`; float32 `()`.
+    """
+    ignore_index = config.semantic_loss_ignore_index
+
+    def upsample(tensor, align_corners):
+        tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        return F.interpolate(tensor, size=labels.shape[-2:], mode="bilinear", align_corners=align_corners)
+
+    logits = upsample(logits, align_corners=False)
+    losses = {"segmentation": segmentation_cross_entropy(logits, labels, config)}
+    if boundary_logits is None:
+        return losses
+    boundary_logits = upsample(boundary_logits, align_corners=config.boundary_align_corners)
+    direction_logits = upsample(direction_logits, align_corners=config.boundary_align_corners)
+    losses["boundary"] = balanced_cross_entropy(boundary_logits, boundary_labels, ignore_index)
+
+    boundary_probability = boundary_logits.detach().softmax(dim=1)[:, 1]
+    if config.direction_loss_region == "predicted":
+        region = boundary_probability > config.boundary_threshold
+    else:
+        region = boundary_labels == 1
+    losses["direction"] = balanced_cross_entropy(
+        direction_logits, torch.where(region, direction_labels, ignore_index), ignore_index
+    )
+
+    score = boundary_probability if config.refinement_score == "probability" else boundary_logits[:, 1]
+    refined_logits = refine_logits(logits, score > config.boundary_threshold, direction_logits.argmax(dim=1))
+    losses["refined_segmentation"] = segmentation_cross_entropy(refined_logits, labels, config)
+    return losses
+
+
+class UneptForSemanticSegmentation(UneptPreTrainedModel):
+    """UN-EPT with a per-pixel classifier, and with heads for boundaries and the directions that lead away from them."""
+
+    def __init__(self, config: UneptConfig):
+        super().__init__(config)
+        self.model = UneptModel(config)
+        self.classifier = nn.Conv2d(config.hidden_size, config.num_labels, kernel_size=1)
+        self.boundary_head = UneptBoundaryHead(config, 2) if config.use_boundary_heads else None
+        self.direction_head = UneptBoundaryHead(config, len(DIRECTIONS)) if config.use_boundary_heads else None
+        self.post_init()
+
+    def _check_labels(self, name: str, labels: Tensor, pixel_values: Tensor, num_classes: int) -> None:
+        expected = (pixel_values.shape[0], *pixel_values.shape[-2:])
+        if tuple(labels.shape) != expected:
+            raise ValueError(
+                f"{name} has to be {expected}, one label for each pixel of pixel_values, got {tuple(labels.shape)}."
+            )
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ValueError(f"{name} has to be of an integer dtype, got {labels.dtype}.")
+        # Reading values would break a compiled graph.
+        if not torch.compiler.is_compiling() and labels.numel() > 0:
+            valid = (labels >= 0) & (labels < num_classes) | (labels == self.config.semantic_loss_ignore_index)
+            if not valid.all():
+                raise ValueError(
+                    f"{name} has the value {labels[~valid][0].item()}, but has to lie in 0..{num_classes - 1} or to be "
+                    f"{self.config.semantic_loss_ignore_index} (semantic_loss_ignore_index). Check num_labels, and "
+                    "whether the annotations need do_reduce_labels=True."
+                )
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        boundary_labels: Tensor | None = None,
+        direction_labels: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> UneptSemanticSegmenterOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalised images. Height and width have to be multiples of the model's stride.
+            labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
+                Class of each pixel, or `config.semantic_loss_ignore_index`. With them the loss is computed.
+            boundary_labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
+                1 for boundary pixels, 0 for others, or the ignored label; made from `labels` when missing.
+            direction_labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
+                Direction 0..7 that leads away from the nearest boundary, or the ignored label; as above.
+            image_sizes (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*):
+                Height and width of each image within a padded batch, handed on to the post-processing.
+            output_hidden_states, output_attentions, return_dict:
+                See [`UneptSemanticSegmenterOutput`].
+
+        Returns:
+            [`UneptSemanticSegmenterOutput`], or a tuple of its values with `return_dict=False`.
+
+        Raises:
+            ValueError: for inputs of another shape, dtype or range.
+        """
+        if labels is not None:
+            self._check_labels("labels", labels, pixel_values, self.config.num_labels)
+            if (boundary_labels is None) != (direction_labels is None):
+                raise ValueError("boundary_labels and direction_labels have to be given together.")
+            if boundary_labels is not None:
+                self._check_labels("boundary_labels", boundary_labels, pixel_values, 2)
+                self._check_labels("direction_labels", direction_labels, pixel_values, len(DIRECTIONS))
+
+        output_attentions = kwargs.get("output_attentions")
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        outputs = self.model(pixel_values, output_sampling_locations=output_attentions, return_dict=True, **kwargs)
+        decoder_features = outputs.last_hidden_state.transpose(1, 2).unflatten(2, outputs.query_shape)
+        logits = self.classifier(decoder_features)
+        boundary_logits = direction_logits = None
+        if self.boundary_head is not None:
+            boundary_logits = self.boundary_head(outputs.spatial_features)
+            direction_logits = self.direction_head(outputs.spatial_features)
+
+        loss = loss_dict = None
+        if labels is not None:
+            labels = labels.long()
+            if boundary_logits is not None and boundary_labels is None:
+                boundary_labels, direction_labels = boundary_targets(
+                    labels,
+                    ignore_index=self.config.semantic_loss_ignore_index,
+                    max_distance=self.config.max_boundary_distance,
+                    ignore_unlabelled=self.config.ignore_unlabelled_boundaries,
+                    min_class_pixels=self.config.min_boundary_class_pixels,
+                )
+            losses = segmentation_loss(
+                logits, labels, self.config, boundary_logits, direction_logits, boundary_labels, direction_labels
+            )
+            loss = sum(getattr(self.config, f"{name}_loss_weight") * value for name, value in losses.items())
+            loss_dict = {name: value.detach() for name, value in losses.items()}
+
+        return UneptSemanticSegmenterOutput(
+            loss=loss,
+            logits=logits,
+            boundary_logits=boundary_logits,
+            direction_logits=direction_logits,
+            image_sizes=image_sizes,
+            loss_dict=loss_dict,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            sampling_locations=outputs.sampling_locations,
+        )
+
+
+__all__ = ["UneptForSemanticSegmentation", "UneptModel", "UneptPreTrainedModel"]

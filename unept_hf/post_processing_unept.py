@@ -1,0 +1,192 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""
+From the outputs of UN-EPT to one label map for each image, at any size.
+
+Needs nothing but torch and transformers' output class, so both image processors share it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+
+from .boundary import refine_label_map
+
+
+# Resized scores that are held at once while looking for the best class: all 150 classes of ADE20K at 1024x2048 would
+# take 1.2 GB.
+CHUNK_BYTES = 64 * 2**20
+
+
+def resize_logits(logits: Tensor, covered: tuple[float, float], size: tuple[int, int] | None) -> Tensor:
+    """
+    Cuts the padding off the logits of one image, and resizes the rest bilinearly.
+
+    Args:
+        logits: `(channels, height, width)`, floating point.
+        covered: rows and columns of logits that the image covers, from the top left. May end within a cell: the
+            result then ends there too, at the exact pixel.
+        size: (height, width) of the result. `None` keeps the logits' resolution and rounds `covered` up.
+
+    Returns:
+        `(channels, *size)`, in at least float32, on the device of the logits.
+    """
+    rows, columns = covered
+    logits = logits[:, : math.ceil(rows), : math.ceil(columns)]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).contiguous()
+    if size is None:
+        return logits
+    if rows == logits.shape[1] and columns == logits.shape[2]:
+        return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
+    # The operator behind `interpolate` takes the size and the scales apart from each other. That is what an image that
+    # ends within a cell needs: the size comes from the target, the scale from the part of the cells that it covers.
+    return torch.ops.aten.upsample_bilinear2d(logits[None], size, False, size[0] / rows, size[1] / columns)[0]
+
+
+def best_channel(logits: Tensor, covered: tuple[float, float], size: tuple[int, int] | None) -> Tensor:
+    """
+    The argmax over the channels of `resize_logits`, with the same arguments, which never holds all of its result.
+
+    Returns:
+        `(height, width)`, int64. Ties go to the lowest channel, as with `Tensor.argmax`.
+    """
+    channels = logits.shape[0]
+    height, width = size if size is not None else logits.shape[1:]
+    # Chunks of one size, a power of two: then each is resized by the same code and rounded alike, down to the last bit.
+    # PyTorch has, for one thread, other code for three channels. So the last chunk overlaps the one before.
+    step = min(channels, 2 ** int(math.log2(max(1, CHUNK_BYTES // (4 * height * width)))))
+    best_score = best = None
+    for start in range(0, channels, step):
+        start = min(start, channels - step)
+        score, channel = resize_logits(logits[start : start + step], covered, size).max(dim=0)
+        if best is None:
+            best_score, best = score, channel
+        else:
+            better = score > best_score
+            best_score = torch.where(better, score, best_score)
+            best = torch.where(better, channel + start, best)
+    return best
+
+
+def output_field(outputs, name: str):
+    """Field `name` of a `ModelOutput`, a dictionary or any other object; `None` where there is none."""
+    return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+
+
+def check_target_sizes(target_sizes, batch_size: int) -> list[tuple[int, int]] | list[None]:
+    """`target_sizes` as a list of (height, width), one for each image; a list of `None` where there are none."""
+    if target_sizes is None:
+        return [None] * batch_size
+    if isinstance(target_sizes, Tensor):
+        target_sizes = target_sizes.tolist()
+    if len(target_sizes) != batch_size:
+        raise ValueError(
+            f"target_sizes has {len(target_sizes)} entries for the logits of {batch_size} images: pass one "
+            "(height, width) for each image."
+        )
+    sizes = []
+    for target_size in target_sizes:
+        size = tuple(int(side) for side in target_size)
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"target_sizes has to hold pairs (height, width) of at least 1, got {target_size}.")
+        sizes.append(size)
+    return sizes
+
+
+def check_covered(image_sizes, logits: Tensor, output_stride: int) -> list[tuple[float, float]]:
+    """Rows and columns of the logits that each image covers: all of them where `image_sizes` is `None`."""
+    batch_size, _, height, width = logits.shape
+    if image_sizes is None:
+        return [(height, width)] * batch_size
+    image_sizes = torch.as_tensor(image_sizes).tolist()
+    if len(image_sizes) != batch_size:
+        raise ValueError(f"The outputs carry image_sizes of {len(image_sizes)} images and logits of {batch_size}.")
+    covered = [(rows / output_stride, columns / output_stride) for rows, columns in image_sizes]
+    for (rows, columns), image_size in zip(covered, image_sizes):
+        if not (0 < rows <= height and 0 < columns <= width):
+            raise ValueError(
+                f"An image of size {tuple(image_size)} does not fit logits of size {(height, width)} with "
+                f"output_stride={output_stride}. image_sizes has to hold the (height, width) of the images within the "
+                "padded batch, as the image processor returns it, not that of the original images."
+            )
+    return covered
+
+
+@torch.no_grad()
+def post_process_semantic_segmentation(
+    outputs,
+    target_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
+    return_segmentation_scores: bool = False,
+    refine_boundaries: bool = False,
+    boundary_threshold: float = 0.5,
+    boundary_steps: int = 1,
+    output_stride: int = 8,
+) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
+    """
+    Label maps from the outputs of [`UneptForSemanticSegmentation`].
+
+    Logits are resized straight to the target size (bilinear, `align_corners=False`, in at least float32). Unless the
+    scores are asked for, they are never held for all classes at once, which bounds the memory for large images.
+
+    Args:
+        outputs: A `ModelOutput`, dictionary or other object with
+            - `logits`: `(batch_size, num_labels, height, width)`;
+            - optionally `image_sizes`: `(batch_size, 2)`, integer (height, width) in pixels of each image within the
+              padded batch. Then the padding is left out. Otherwise the logits stand for the image alone;
+            - `boundary_logits` `(batch_size, 2, height, width)` and `direction_logits`
+              `(batch_size, 8, height, width)`, where boundaries are to be refined.
+        target_sizes: (height, width) of each label map in pixels: a list of pairs or a tensor `(batch_size, 2)`.
+            `None` gives label maps of the logits' resolution.
+        return_segmentation_scores: Whether to return the scores of all classes too.
+        refine_boundaries: Whether pixels at a boundary take the label (and the scores) found along their direction,
+            away from the boundary.
+        boundary_threshold: Probability above which a pixel is at a boundary.
+        boundary_steps: How many pixels of the target to walk at most.
+        output_stride: Pixels of the model's input per row and column of the logits. Read only with `image_sizes`.
+
+    Returns:
+        A list of `batch_size` label maps `(height, width)`, int64, on the device of the logits. Ties between classes
+        go to the lowest one. With `return_segmentation_scores=True` a list of
+        [`SemanticSegmentationPostProcessorOutput`] with `segmentation` (that label map) and `segmentation_scores`
+        `(num_labels, height, width)`: its resized logits, without gradient.
+
+    Raises:
+        ValueError: when there are no logits, when `target_sizes` or `image_sizes` do not fit them, or when boundaries
+            are to be refined and the outputs lack the logits for that.
+    """
+    logits = output_field(outputs, "logits")
+    if logits is None:
+        raise ValueError("The outputs have no logits: pass what UneptForSemanticSegmentation returns.")
+    boundary_logits, direction_logits = (output_field(outputs, f"{name}_logits") for name in ("boundary", "direction"))
+    if refine_boundaries and (boundary_logits is None or direction_logits is None):
+        raise ValueError(
+            "refine_boundaries=True needs outputs with boundary_logits and direction_logits, and these have none. Use a "
+            "model with boundary heads, or refine_boundaries=False."
+        )
+    sizes = check_target_sizes(target_sizes, len(logits))
+    covered = check_covered(output_field(outputs, "image_sizes"), logits, output_stride)
+
+    results = []
+    for index, (size, cells) in enumerate(zip(sizes, covered)):
+        scores = resize_logits(logits[index], cells, size) if return_segmentation_scores else None
+        labels = best_channel(logits[index], cells, size) if scores is None else scores.argmax(dim=0)
+        if refine_boundaries:
+            boundary_probability = resize_logits(boundary_logits[index], cells, size).softmax(dim=0)[1]
+            direction = best_channel(direction_logits[index], cells, size)
+            # The positions themselves are refined, so that labels and scores move together.
+            source = torch.arange(labels.numel(), device=labels.device).view_as(labels)
+            source = refine_label_map(source, boundary_probability, direction, boundary_threshold, boundary_steps)
+            labels = labels.flatten()[source]
+            scores = scores.flatten(1)[:, source] if scores is not None else None
+        if scores is None:
+            results.append(labels)
+        else:
+            data = {"segmentation": labels, "segmentation_scores": scores}
+            results.append(SemanticSegmentationPostProcessorOutput(data=data))
+    return results
+
+
+__all__ = ["post_process_semantic_segmentation"]
