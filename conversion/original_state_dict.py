@@ -1,20 +1,31 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""State dicts of the original UN-EPT, of DeiT and of mmseg's ResNet-50-v1c, brought into the form of unept_hf."""
+"""
+State dicts of the original UN-EPT, of DeiT and of mmseg's ResNet-50-v1c, brought into the form of unept_hf; and what
+the conversion scripts share: their arguments, the configuration and the output folder.
+"""
 
+import argparse
 import math
 import re
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import timm
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from timm.layers import to_2tuple
 from torch import Tensor
 from torch.nn import functional as F
 
 from unept_hf import UneptConfig
 
 
-# Original name -> name in UneptForSemanticSegmentation. The first that matches is applied.
+# Original name -> name in UneptForSemanticSegmentation, the backbone apart. The first that matches is applied.
 UNEPT_NAMES = [
-    (r"^backbone\.", "model.backbone."),
     (r"^layers\.(\d+)\.", r"model.input_projections.\1."),
     (r"^context_branch\.level_embed$", "model.level_embed"),
     (r"^context_branch\.encoder\.layers\.(\d+)\.norm1\.", r"model.encoder_layers.\1.self_attn_layer_norm."),
@@ -24,6 +35,8 @@ UNEPT_NAMES = [
     (r"^context_branch\.decoder\.layers\.(\d+)\.norm3\.", r"model.decoder_layers.\1.final_layer_norm."),
     (r"^context_branch\.(encoder|decoder)\.layers\.(\d+)\.linear([12])\.", r"model.\1_layers.\2.mlp.fc\3."),
     (r"^context_branch\.(encoder|decoder)\.layers\.", r"model.\1_layers."),
+    (r"^spatial_branch\.convblock(\d+)\.conv1\.", lambda m: f"model.spatial_branch.convolutions.{int(m[1]) - 1}."),
+    (r"^spatial_branch\.convblock(\d+)\.bn\.", lambda m: f"model.spatial_branch.normalizations.{int(m[1]) - 1}."),
     (r"^query_embed\.weight$", "model.query_embeddings"),
     (r"^cls\.", "classifier."),
     (r"^mask_head\.", "boundary_head."),
@@ -33,6 +46,11 @@ UNEPT_NAMES = [
 RESNET_NAMES = [(r"^stem\.7\.", "bn1."), (r"^stem\.(\d)\.", r"conv1.\1.")]
 # Heads and norms of classifiers, which a backbone for segmentation does not have.
 CLASSIFIER_KEYS = re.compile(r"^(norm|head|head_dist|fc)\.")
+CLASSIFIER_REASON = "only a classifier uses them"
+POINTWISE_REASON = (
+    "each query attends to itself alone, as in the original on one image, so that its query and key projections have "
+    "no effect (--decoder_self_attention dense keeps them)"
+)
 
 
 def load_original_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -50,10 +68,15 @@ def load_original_state_dict(path: str | Path) -> dict[str, Tensor]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        if refused := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ValueError(
+                f"{path} holds Python objects ({refused[1]}) beside the weights. They are not loaded, because that "
+                "can run code: save its state dict alone, with torch.save(state_dict, path)."
+            ) from error
+        reason = (str(error).splitlines() or ["no reason given"])[0]
         raise ValueError(
-            f"{path} could not be read as a PyTorch checkpoint of tensors and plain values. It may be incomplete "
-            "(download it again), or hold Python objects beside the weights (save its state dict alone). The reason: "
-            f"{error}"
+            f"{path} is not a PyTorch checkpoint, or is incomplete ({type(error).__name__}: {reason}). "
+            "Download it again."
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
@@ -67,7 +90,7 @@ def load_original_state_dict(path: str | Path) -> dict[str, Tensor]:
     return {key.removeprefix("module."): value for key, value in checkpoint.items()}
 
 
-def rename(key: str, names: list[tuple[str, str]]) -> str:
+def rename(key: str, names: list[tuple[str, str | Callable[[re.Match], str]]]) -> str:
     """The new name of a key, or the key itself where no rule matches."""
     for pattern, replacement in names:
         if re.match(pattern, key):
@@ -79,31 +102,65 @@ def resize_position_embedding(position_embedding: Tensor, grid: tuple[int, int],
     """
     Position embedding `(1, prefix_tokens + n * n, C)` of a vision transformer for another grid, bicubic as in the
     original code; the embeddings of the prefix tokens are kept.
+
+    Raises:
+        ValueError: when the embedding is not one of a square grid.
     """
-    prefix, patches = position_embedding.split(
-        [prefix_tokens, position_embedding.shape[1] - prefix_tokens], dim=1
-    )
+    patches = position_embedding[:, prefix_tokens:]
     size = math.isqrt(patches.shape[1])
+    if size * size != patches.shape[1]:
+        raise ValueError(
+            f"pos_embed has {position_embedding.shape[1]} positions, which are not {prefix_tokens} token(s) and a "
+            "square grid."
+        )
+    if grid == (size, size):
+        return position_embedding
     patches = patches.unflatten(1, (size, size)).permute(0, 3, 1, 2)
     patches = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
-    return torch.cat((prefix, patches.flatten(2).transpose(1, 2)), dim=1)
+    return torch.cat((position_embedding[:, :prefix_tokens], patches.flatten(2).transpose(1, 2)), dim=1)
 
 
-def convert_backbone_state_dict(state_dict: dict[str, Tensor], config: UneptConfig) -> tuple[dict[str, Tensor], list[str]]:
+def count_prefix_tokens(backbone: dict[str, Tensor]) -> int:
+    """Tokens of a DeiT before those of the patches: the class token and, where distilled, the distillation token."""
+    return 1 + ("dist_token" in backbone)
+
+
+def convert_backbone_state_dict(
+    state_dict: dict[str, Tensor], config: UneptConfig
+) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
     """
     Weights of a DeiT or of an mmseg ResNet-50-v1c under the names of the timm backbone of `config`.
 
     Returns:
-        The new state dict, and the keys that were left out because only a classifier needs them.
+        The new state dict; and the keys that were left out, by reason: those that only a classifier needs.
+
+    Raises:
+        ValueError: when the position embedding of a DeiT is not one of a square grid.
     """
     dropped = [key for key in state_dict if CLASSIFIER_KEYS.match(key)]
     state_dict = {key: value for key, value in state_dict.items() if key not in dropped}
+    reasons = {CLASSIFIER_REASON: dropped} if dropped else {}
     if "pos_embed" not in state_dict:
-        return {"_backbone." + rename(key, RESNET_NAMES): value for key, value in state_dict.items()}, dropped
-    size = config.backbone_config.model_args.get("img_size", 224)
-    patch = state_dict["patch_embed.proj.weight"].shape[-1]
-    state_dict["pos_embed"] = resize_position_embedding(state_dict["pos_embed"], (size // patch, size // patch))
-    return {"_backbone.model." + key: value for key, value in state_dict.items()}, dropped
+        return {"_backbone." + rename(key, RESNET_NAMES): value for key, value in state_dict.items()}, reasons
+    size = image_size(config)
+    if size is not None and "patch_embed.proj.weight" in state_dict:
+        patch = state_dict["patch_embed.proj.weight"].shape[-1]
+        state_dict["pos_embed"] = resize_position_embedding(
+            state_dict["pos_embed"], (size[0] // patch, size[1] // patch), count_prefix_tokens(state_dict)
+        )
+    return {"_backbone.model." + key: value for key, value in state_dict.items()}, reasons
+
+
+def image_size(config: UneptConfig) -> tuple[int, int] | None:
+    """Height and width of the images for which a timm backbone has position embeddings; `None` for other backbones."""
+    backbone_config = config.backbone_config
+    if backbone_config.model_type != "timm_backbone":
+        return None
+    pretrained_cfg = timm.get_pretrained_cfg(backbone_config.backbone)
+    if pretrained_cfg is None or not pretrained_cfg.fixed_input_size:
+        return None
+    model_args = getattr(backbone_config, "model_args", None) or {}
+    return to_2tuple(model_args.get("img_size", pretrained_cfg.input_size[-2:]))
 
 
 def infer_sizes(state_dict: dict[str, Tensor]) -> dict:
@@ -125,49 +182,59 @@ def infer_sizes(state_dict: dict[str, Tensor]) -> dict:
     if side * side != queries:
         raise ValueError(f"query_embed.weight has {queries} queries, which is not the square of a grid's side.")
     sizes = {"num_labels": state_dict["cls.weight"].shape[0], "query_grid_size": (side, side)}
-    if "backbone.pos_embed" in state_dict:
-        patches = math.isqrt(state_dict["backbone.pos_embed"].shape[1] - 2)
-        sizes["img_size"] = patches * state_dict["backbone.patch_embed.proj.weight"].shape[-1]
+    backbone = select_backbone(state_dict)
+    if "pos_embed" in backbone and "patch_embed.proj.weight" in backbone:
+        patches = math.isqrt(backbone["pos_embed"].shape[1] - count_prefix_tokens(backbone))
+        sizes["img_size"] = patches * backbone["patch_embed.proj.weight"].shape[-1]
     return sizes
 
 
-def convert_unept_state_dict(state_dict: dict[str, Tensor], config: UneptConfig) -> tuple[dict[str, Tensor], list[str]]:
+def select_backbone(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The backbone of an original UN-EPT state dict, under its own names."""
+    prefix = "backbone."
+    return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+
+
+def convert_unept_state_dict(
+    state_dict: dict[str, Tensor], config: UneptConfig
+) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
     """
     Weights of the original UN-EPT under the names of [`UneptForSemanticSegmentation`].
 
     Returns:
-        The new state dict, and the weights that were left out: with `decoder_self_attention="pointwise"`, the query
-        and key projections of the decoder's self-attention, which have no effect on a single image.
+        The new state dict; and the weights that were left out, by reason: with `decoder_self_attention="pointwise"`,
+        the query and key projections of the decoder's self-attention, which have no effect on a single image.
 
     Raises:
-        ValueError: for `decoder_self_attention="deformable"`, which the original does not have.
+        ValueError: for `decoder_self_attention="deformable"`, which the original does not have, and when the position
+            embedding of a DeiT is not one of a square grid.
     """
     if config.decoder_self_attention == "deformable":
-        raise ValueError("decoder_self_attention='deformable' has no weights in the original: use 'pointwise'.")
-    backbone = {
-        key.removeprefix("backbone."): value for key, value in state_dict.items() if key.startswith("backbone.")
-    }
-    backbone, dropped = convert_backbone_state_dict(backbone, config)
+        raise ValueError(
+            "decoder_self_attention='deformable' has no weights in the original: use 'pointwise' or 'dense'."
+        )
+    backbone, backbone_dropped = convert_backbone_state_dict(select_backbone(state_dict), config)
     converted = {f"model.backbone.{key}": value for key, value in backbone.items()}
-    dropped = [f"backbone.{key}" for key in dropped]
+    dropped = defaultdict(list)
+    for reason, keys in backbone_dropped.items():
+        dropped[reason] += [f"backbone.{key}" for key in keys]
     for key, value in state_dict.items():
         if key.startswith("backbone."):
             continue
         name = rename(key, UNEPT_NAMES)
-        if match := re.match(r"spatial_branch\.convblock(\d+)\.(conv1|bn)\.(.+)", key):
-            part = {"conv1": "convolutions", "bn": "normalizations"}[match[2]]
-            converted[f"model.spatial_branch.{part}.{int(match[1]) - 1}.{match[3]}"] = value
-        elif match := re.match(r"(.+\.self_attn\.)in_proj_(weight|bias)$", name):
-            for projection, chunk in zip(("q_proj", "k_proj", "v_proj"), value.chunk(3)):
-                if projection == "v_proj" or config.decoder_self_attention == "dense":
-                    converted[f"{match[1]}{projection}.{match[2]}"] = chunk.clone()
-                else:
-                    dropped.append(f"{key} ({projection})")
+        if match := re.match(r"(.+\.self_attn\.)in_proj_(weight|bias)$", name):
+            # Query, key and value projections lie in one matrix, in this order.
+            projections = dict(zip(("q_proj", "k_proj", "v_proj"), value.chunk(3)))
+            if config.decoder_self_attention == "pointwise":
+                projections = {"v_proj": projections["v_proj"]}
+                dropped[POINTWISE_REASON].append(f"{key} (first two thirds)")
+            for projection, chunk in projections.items():
+                converted[f"{match[1]}{projection}.{match[2]}"] = chunk.clone()
         elif name == "model.query_embeddings" and value.shape[0] == math.prod(config.query_grid_size):
             converted[name] = value.T.reshape(1, -1, *config.query_grid_size).clone()
         else:
             converted[name] = value
-    return converted, dropped
+    return converted, dict(dropped)
 
 
 def check_state_dict(converted: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -185,4 +252,95 @@ def check_state_dict(converted: dict[str, Tensor], expected: dict[str, Tensor]) 
         if key in expected and value.shape != expected[key].shape
     ]
     if problems:
-        raise ValueError("The checkpoint does not fit the model; nothing was written.\n" + "\n".join(problems))
+        raise ValueError(
+            f"The checkpoint does not fit the model in {len(problems)} place(s); nothing was written. Check the "
+            "preset; a model of other sizes is described by --config.\n" + "\n".join(problems)
+        )
+
+
+def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that both conversion scripts take."""
+    parser.add_argument("--checkpoint", type=Path, required=True, help="the PyTorch checkpoint to convert (.pth)")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--preset", choices=("unept-deit-base", "unept-resnet50"), help="the model of the paper")
+    model.add_argument("--config", type=Path, help="instead of a preset: config.json of a UneptConfig")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model in --output, if there is one")
+
+
+def load_config(preset: str | None, path: Path | None, **kwargs) -> UneptConfig:
+    """
+    The configuration of a preset or of a file; `kwargs` replace its fields.
+
+    Raises:
+        OSError: when there is no such file, or it is not JSON.
+        ValueError: when the file is not the configuration of a UN-EPT.
+    """
+    if preset is not None:
+        return UneptConfig.from_preset(preset, **kwargs)
+    # from_pretrained would look for the name on the Hub.
+    if not path.exists():
+        raise FileNotFoundError(f"There is no configuration {path}.")
+    model_type = UneptConfig.get_config_dict(path)[0].get("model_type")
+    if model_type != "unept":
+        raise ValueError(f"{path} is not the configuration of a UN-EPT: its model_type is {model_type!r}.")
+    try:
+        return UneptConfig.from_pretrained(path, **kwargs)
+    except StrictDataclassError as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """
+    Raises:
+        FileExistsError: when `output` is a file, the current folder, or a folder with content; with `overwrite`, when
+            that content is not a model alone.
+    """
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise FileExistsError(f"{output} is a file: name a folder.")
+    if output.resolve() == Path.cwd():
+        raise FileExistsError(f"{output} is the current folder, which would be replaced: name another one.")
+    entries = list(output.iterdir())
+    if entries and not overwrite:
+        raise FileExistsError(f"{output} is not empty: name another folder, or pass --overwrite to replace it.")
+    # A home folder or a git repository may not be lost to a slip.
+    if entries and (output / "config.json" not in entries or any(entry.is_dir() for entry in entries)):
+        raise FileExistsError(
+            f"{output} holds more than a model, or none (sub-folders, or no config.json), and --overwrite would "
+            "delete all of it: name another folder."
+        )
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """
+    A new folder beside `output`, which takes its place at the end of the block. An error before that leaves `output`
+    as it was.
+    """
+    output = output.resolve()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
+        folder = Path(temporary, "new")
+        folder.mkdir()
+        yield folder
+        replaced = Path(temporary, "old")
+        if output.exists():
+            output.rename(replaced)
+        try:
+            folder.rename(output)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(output)
+            raise
+
+
+def run(convert: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+    """Exit code of a conversion: 0, or 1 with the reason on stderr for problems that a user can mend."""
+    try:
+        convert(args)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -6,6 +6,7 @@ import pytest
 
 from unept_hf.data.class_lists import available_class_lists, class_list_from_data, load_class_list
 
+
 COUNTS = {"ade20k": 150, "cityscapes": 19, "pascal_context_59": 59, "pascal_context_60": 60}
 
 

@@ -13,6 +13,7 @@ import pytest
 import unept_hf.data.synthetic as synthetic
 from unept_hf.data.synthetic import SYNTHETIC_CLASSES, SYNTHETIC_PALETTE, synthetic_scene, synthetic_scenes
 
+
 POLE = SYNTHETIC_CLASSES.index("pole")
 
 

@@ -2,6 +2,7 @@
 """UN-EPT semantic segmentation for transformers. Importing registers it with the Auto classes and the pipelines."""
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from .configuration_unept import UneptConfig
 from .image_processing_pil_unept import UneptImageProcessorPil
@@ -13,6 +14,8 @@ from .version import __version__
 AutoConfig.register("unept", UneptConfig, exist_ok=True)
 AutoModel.register(UneptConfig, UneptModel, exist_ok=True)
 AutoModelForSemanticSegmentation.register(UneptConfig, UneptForSemanticSegmentation, exist_ok=True)
+# The image segmentation pipeline looks up names, and would log that a registered model is not supported.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["unept"] = "UneptForSemanticSegmentation"
 AutoImageProcessor.register(
     UneptConfig,
     image_processor_classes={"torchvision": UneptImageProcessor, "pil": UneptImageProcessorPil},

@@ -68,7 +68,8 @@ def boundary_distance_and_angle(
     # their own class within the kernel, so a plain convolution does for them; the others are done one by one.
     row_kernel = torch.tensor(GRADIENT_KERNEL)
     kernels = torch.stack((row_kernel, row_kernel.T))
-    gradient = F.conv2d(torch.from_numpy(distance)[None, None], kernels[:, None], padding=2)[0].numpy()
+    with torch.autocast("cpu", enabled=False):
+        gradient = F.conv2d(torch.from_numpy(distance)[None, None], kernels[:, None], padding=2)[0].numpy()
     padded_width = distance.shape[1] + 4
     rows, columns = np.nonzero(distance < 3)
     center = (rows + 2) * padded_width + columns + 2

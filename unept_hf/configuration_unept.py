@@ -1,10 +1,12 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """UN-EPT model configuration."""
 
+import copy
 import difflib
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.backbone_utils import consolidate_backbone_kwargs_to_config
 from transformers.utils import logging
 
@@ -141,7 +143,7 @@ class UneptConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = [
         "boundary_logits",
         "direction_logits",
-        "image_sizes",
+        "logits_sizes",
         "loss_dict",
         "hidden_states",
         "attentions",
@@ -186,6 +188,9 @@ class UneptConfig(PreTrainedConfig):
                 "use UneptForSemanticSegmentation.from_preset(..., use_pretrained_backbone=True) or "
                 "model.load_pretrained_backbone()."
             )
+        # A Hub folder's pointer to the code in it, which saving with the installed package would not write again.
+        if __name__.startswith("unept_hf."):
+            kwargs.pop("auto_map", None)
         # PreTrainedConfig keeps unknown keywords as attributes, so a typo would pass unseen.
         fields = list(type(self).__dataclass_fields__)
         for name in kwargs:
@@ -194,11 +199,13 @@ class UneptConfig(PreTrainedConfig):
                 logger.warning(f"UneptConfig has no field {name!r}; did you mean {close[0]!r}?")
 
         if self.backbone_config is None:
-            self.backbone_config = dict(PRESETS["unept-resnet50"]["backbone_config"])
+            self.backbone_config = copy.deepcopy(PRESETS["unept-resnet50"]["backbone_config"])
         if isinstance(self.backbone_config, dict):
-            if "model_type" not in self.backbone_config:
+            model_type = self.backbone_config.get("model_type")
+            if model_type not in CONFIG_MAPPING:
+                problem = "no model_type" if model_type is None else f"the unknown model_type {model_type!r}"
                 raise ValueError(
-                    "backbone_config has no model_type: use 'timm_backbone' for a timm model, or the model type of a "
+                    f"backbone_config has {problem}: use 'timm_backbone' for a timm model, or the model type of a "
                     "transformers backbone such as 'resnet'."
                 )
             # from_dict of some configurations changes the dict it is given.
@@ -231,7 +238,7 @@ class UneptConfig(PreTrainedConfig):
         """
         if name not in PRESETS:
             raise ValueError(f"Unknown preset {name!r}; the presets are {', '.join(sorted(PRESETS))}.")
-        return cls(**{**PRESETS[name], **kwargs})
+        return cls(**{**copy.deepcopy(PRESETS[name]), **kwargs})
 
     def validate_sizes(self):
         """Sizes that have to be positive or to lie within a range."""
@@ -286,6 +293,8 @@ class UneptConfig(PreTrainedConfig):
         }.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} has to be one of {choices}, got {getattr(self, name)!r}.")
+        if self.activation_function not in ACT2FN:
+            raise ValueError(f"activation_function={self.activation_function!r} is not known to transformers.")
         if self.use_boundary_heads and not self.use_spatial_branch:
             raise ValueError(
                 "use_boundary_heads=True needs use_spatial_branch=True, because the heads read the spatial branch: "
@@ -312,6 +321,12 @@ class UneptConfig(PreTrainedConfig):
             raise ValueError(
                 f"num_feature_levels={self.num_feature_levels}, but backbone_config gives {len(out_indices)} feature "
                 f"map(s) (out_indices={list(out_indices)}): name more out_indices or lower num_feature_levels."
+            )
+        backbone_channels = getattr(self.backbone_config, "num_channels", self.num_channels)
+        if backbone_channels != self.num_channels:
+            raise ValueError(
+                f"num_channels={self.num_channels}, but backbone_config takes {backbone_channels}: set num_channels "
+                "in both."
             )
 
 

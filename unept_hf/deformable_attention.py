@@ -145,7 +145,7 @@ def _check_shapes(value, spatial_shapes, sampling_locations, attention_weights):
     expected = (value.shape[0], value.shape[2], len(spatial_shapes))
     got = (sampling_locations.shape[0], *sampling_locations.shape[2:4])
     if got != expected:
-        raise ValueError(f"(batch, heads, levels) is {expected} in value and spatial_shapes, but {got} in the samples.")
+        raise ValueError(f"(batch, heads, levels) is {expected} in value and spatial_shapes, {got} in the samples.")
     if not value.is_floating_point():
         raise ValueError(f"value has to be of a floating point dtype, got {value.dtype}.")
 

@@ -5,6 +5,7 @@ read, checked and sized. The shared part lives here because this file works with
 """
 
 import os
+from typing import ClassVar
 
 import numpy as np
 import PIL.Image
@@ -52,8 +53,8 @@ def array_to_tensor(array: np.ndarray | Tensor, name: str) -> Tensor:
         return array
     if not isinstance(array, np.ndarray):
         raise TypeError(
-            f"{name} is of type {type(array).__name__}: pass a PIL image, a NumPy array, a PyTorch tensor, or the path "
-            "or address of an image file."
+            f"{name} is of type {type(array).__name__}: pass a PIL image, a NumPy array, a PyTorch tensor, or the "
+            "path or address of an image file."
         )
     # PyTorch knows neither foreign byte orders nor negative strides, and warns of read-only memory.
     return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
@@ -96,8 +97,8 @@ def composite_on_white(pixels: Tensor, name: str) -> Tensor:
     low, high = (float(value) for value in pixels.aminmax())
     if low < 0 or high > 255:
         raise ValueError(
-            f"{name} has an alpha channel and values in [{low}, {high}]: scale them to [0, 1] or [0, 255], or drop the "
-            "alpha channel."
+            f"{name} has an alpha channel and values in [{low}, {high}]: scale them to [0, 1] or [0, 255], or drop "
+            "the alpha channel."
         )
     white = 1.0 if high <= 1 else 255.0
     return (colors * alpha + white * (white - alpha)) / white
@@ -268,13 +269,16 @@ class UneptImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class UneptPreprocessing:
-    """What the image processors of both backends do alike. Goes before the backend among the bases of a class."""
+    """
+    What the image processors of both backends do alike. Goes before the backend among the bases of a class, which has
+    to give `_to_backend(tensor, device)`: the tensor in the array type of the backend.
+    """
 
     valid_kwargs = UneptImageProcessorKwargs
-    model_input_names = ["pixel_values", "image_sizes"]
+    model_input_names: ClassVar[list[str]] = ["pixel_values", "image_sizes"]
 
     do_resize = True
-    size = {"shortest_edge": 512, "longest_edge": 2048}
+    size: ClassVar[dict[str, int]] = {"shortest_edge": 512, "longest_edge": 2048}
     default_to_square = False
     size_divisor = 16
     resample = PILImageResampling.BILINEAR
@@ -345,16 +349,12 @@ class UneptPreprocessing:
     ) -> "np.ndarray | Tensor":
         """Reads one image into the array type of the backend. See `image_to_tensor`."""
         pixels = image_to_tensor(image, do_convert_rgb, input_data_format, name)
-        if do_rescale and pixels.is_floating_point() and 0 <= pixels.min() and 0 < pixels.max() <= 1:
+        if do_rescale and pixels.is_floating_point() and pixels.min() >= 0 and 0 < pixels.max() <= 1:
             logger.warning_once(
-                "An image of floating point numbers in [0, 1] is about to be rescaled as if they were in [0, 255]. Pass "
-                "do_rescale=False if it is rescaled already."
+                "An image of floating point numbers in [0, 1] is about to be rescaled as if they were in [0, 255]. "
+                "Pass do_rescale=False if it is rescaled already."
             )
         return self._to_backend(pixels, device)
-
-    def _to_backend(self, tensor: Tensor, device: "torch.device | str | None") -> "np.ndarray | Tensor":
-        """The tensor in the array type of the backend, on `device` where the backend has devices."""
-        raise NotImplementedError
 
     def _validate_preprocess_kwargs(self, **kwargs):
         if kwargs["do_center_crop"]:
@@ -370,8 +370,8 @@ class UneptPreprocessing:
             )
         if do_resize and size.longest_edge and size.longest_edge < size_divisor:
             raise ValueError(
-                f"size={dict(size)} leaves no room for one multiple of size_divisor={size_divisor}: raise longest_edge "
-                "or lower size_divisor."
+                f"size={dict(size)} leaves no room for one multiple of size_divisor={size_divisor}: raise "
+                "longest_edge or lower size_divisor."
             )
         for name, fixed, is_used in (("size", size, do_resize), ("pad_size", kwargs["pad_size"], kwargs["do_pad"])):
             if is_used and fixed and fixed.height and (fixed.height % size_divisor or fixed.width % size_divisor):
@@ -460,7 +460,8 @@ class UneptPreprocessing:
         segmentation_maps = flatten_inputs(segmentation_maps, batch_ndim=3 if is_batch else 4)
         if len(segmentation_maps) != len(image_sizes):
             raise ValueError(
-                f"There are {len(segmentation_maps)} segmentation maps for {len(image_sizes)} images: pass one for each."
+                f"There are {len(segmentation_maps)} segmentation maps for {len(image_sizes)} images: pass one for "
+                "each."
             )
         return [
             label_map_to_tensor(label_map, image_size, name=f"segmentation_maps[{index}]")
@@ -488,8 +489,8 @@ class UneptPreprocessing:
         for size in sizes:
             if size[0] % size_divisor or size[1] % size_divisor:
                 raise ValueError(
-                    f"An image has size {size}, whose sides are not both multiples of size_divisor={size_divisor}: pass "
-                    "do_resize=True or do_pad=True."
+                    f"An image has size {size}, whose sides are not both multiples of size_divisor={size_divisor}: "
+                    "pass do_resize=True or do_pad=True."
                 )
         if return_tensors is not None and len(set(sizes)) > 1:
             raise ValueError(

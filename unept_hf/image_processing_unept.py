@@ -14,8 +14,8 @@ from .image_processing_pil_unept import UneptImageProcessorKwargs, UneptPreproce
 
 class UneptImageProcessor(UneptPreprocessing, TorchvisionBackend):
     r"""
-    Image processor of UN-EPT: resizes, rescales, normalises and pads images and their label maps, and turns the outputs
-    of the model into label maps.
+    Image processor of UN-EPT: resizes, rescales, normalises and pads images and their label maps, and turns the
+    outputs of the model into label maps.
 
     Args:
         do_resize (`bool`, *optional*, defaults to `True`):

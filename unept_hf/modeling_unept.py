@@ -8,6 +8,7 @@ Source: Zhu et al., "A Unified Efficient Pyramid Transformer for Semantic Segmen
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import timm
@@ -88,8 +89,8 @@ class UneptSemanticSegmenterOutput(ModelOutput):
             Logits of "inside" and "boundary"; `None` without boundary heads.
         direction_logits (`torch.Tensor` of shape `(batch_size, 8, height, width)`, *optional*):
             Logits of the directions that lead away from the nearest boundary; `None` without boundary heads.
-        image_sizes (`torch.Tensor` of shape `(batch_size, 2)`, *optional*):
-            As given: height and width of each image within a padded batch.
+        logits_sizes (`torch.Tensor` of shape `(batch_size, 2)`, *optional*, with `image_sizes`):
+            Rows and columns of the logits that each image of a padded batch covers, float32.
         hidden_states, attentions, sampling_locations:
             See [`UneptModelOutput`]. The locations come with the attentions.
     """
@@ -98,7 +99,7 @@ class UneptSemanticSegmenterOutput(ModelOutput):
     logits: Tensor | None = None
     boundary_logits: Tensor | None = None
     direction_logits: Tensor | None = None
-    image_sizes: Tensor | None = None
+    logits_sizes: Tensor | None = None
     loss_dict: dict[str, Tensor] | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
@@ -342,8 +343,8 @@ class UneptDecoderLayer(GradientCheckpointingLayer):
 
 class ContiguousGradient(torch.autograd.Function):
     """
-    Identity, with a contiguous gradient. On the CPU, PyTorch's batch norm (2.11 to 2.15 at least) misreads the permuted
-    gradient that token sequences send back when the batch has a single image.
+    Identity, with a contiguous gradient. On the CPU, PyTorch's batch norm (2.11 to 2.15 at least) misreads the
+    permuted gradient that token sequences send back when the batch has a single image.
     """
 
     @staticmethod
@@ -363,7 +364,7 @@ class UneptSpatialBranch(nn.Module):
         channels = [config.num_channels, *config.spatial_branch_channels]
         self.convolutions = nn.ModuleList(
             nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=2, padding=1, bias=False)
-            for in_channels, out_channels in zip(channels, channels[1:])
+            for in_channels, out_channels in pairwise(channels)
         )
         self.normalizations = nn.ModuleList(nn.BatchNorm2d(out_channels) for out_channels in channels[1:])
 
@@ -403,6 +404,11 @@ class UneptPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     # forward takes **kwargs, but does not divide its loss by the items of an accumulated batch: Trainer has to.
     accepts_loss_kwargs = False
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
+        # For models outside of transformers, modules without parameters of their own are passed over, to protect
+        # loaded weights from `tensor.data` assignments. The rules below make none, and some are for such modules.
+        super()._initialize_weights(module, is_custom_code=False)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -544,7 +550,8 @@ class UneptModel(UneptPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.input_projections
+        # One level is enough: `enable_input_require_grads` makes its output, so all tokens, require gradients.
+        return self.input_projections[0]
 
     def interpolate_query_embeddings(self, height: int, width: int) -> Tensor:
         """The learned query embedding for another grid, `(1, hidden_size, height, width)`."""
@@ -565,8 +572,8 @@ class UneptModel(UneptPreTrainedModel):
         if height % self.size_divisor or width % self.size_divisor or height == 0 or width == 0:
             raise ValueError(
                 f"pixel_values of height {height} and width {width}: both have to be positive multiples of "
-                f"{self.size_divisor}, the stride of the model. Resize or pad the image; UneptImageProcessor does with "
-                f"size_divisor={self.size_divisor}."
+                f"{self.size_divisor}, the stride of the model. Resize or pad the image; UneptImageProcessor does "
+                f"with size_divisor={self.size_divisor}."
             )
 
     @merge_with_config_defaults
@@ -593,7 +600,9 @@ class UneptModel(UneptPreTrainedModel):
         # Half precision can not tell neighbouring cells apart.
         location_dtype = torch.promote_types(pixel_values.dtype, torch.float32)
 
-        feature_maps = self.backbone(pixel_values).feature_maps[-self.config.num_feature_levels :]
+        # Whatever its own configuration says: only the maps are wanted, and timm backbones have no attentions to give.
+        feature_maps = self.backbone(pixel_values, output_hidden_states=False, output_attentions=False).feature_maps
+        feature_maps = feature_maps[-self.config.num_feature_levels :]
         levels = [projection(feature_map) for projection, feature_map in zip(self.input_projections, feature_maps)]
         spatial_shapes = [tuple(level.shape[-2:]) for level in levels]
         for level_height, level_width in spatial_shapes:
@@ -706,7 +715,7 @@ def segmentation_loss(
 
 
 class UneptForSemanticSegmentation(UneptPreTrainedModel):
-    """UN-EPT with a per-pixel classifier, and with heads for boundaries and the directions that lead away from them."""
+    """UN-EPT with a per-pixel classifier, and heads for boundaries and the directions that lead away from them."""
 
     def __init__(self, config: UneptConfig):
         super().__init__(config)
@@ -729,8 +738,8 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
             valid = (labels >= 0) & (labels < num_classes) | (labels == self.config.semantic_loss_ignore_index)
             if not valid.all():
                 raise ValueError(
-                    f"{name} has the value {labels[~valid][0].item()}, but has to lie in 0..{num_classes - 1} or to be "
-                    f"{self.config.semantic_loss_ignore_index} (semantic_loss_ignore_index). Check num_labels, and "
+                    f"{name} has the value {labels[~valid][0].item()}, but has to lie in 0..{num_classes - 1} or to "
+                    f"be {self.config.semantic_loss_ignore_index} (semantic_loss_ignore_index). Check num_labels, and "
                     "whether the annotations need do_reduce_labels=True."
                 )
 
@@ -755,7 +764,8 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
             direction_labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
                 Direction 0..7 that leads away from the nearest boundary, or the ignored label; as above.
             image_sizes (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*):
-                Height and width of each image within a padded batch, handed on to the post-processing.
+                Height and width of each image within a padded batch, from which the post-processing learns what is
+                padding. The model itself does not look at them.
             output_hidden_states, output_attentions, return_dict:
                 See [`UneptSemanticSegmenterOutput`].
 
@@ -806,7 +816,7 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
             logits=logits,
             boundary_logits=boundary_logits,
             direction_logits=direction_logits,
-            image_sizes=image_sizes,
+            logits_sizes=image_sizes / self.config.query_stride if image_sizes is not None else None,
             loss_dict=loss_dict,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

@@ -55,8 +55,8 @@ def best_channel(logits: Tensor, covered: tuple[float, float], size: tuple[int, 
     """
     channels = logits.shape[0]
     height, width = size if size is not None else logits.shape[1:]
-    # Chunks of one size, a power of two: then each is resized by the same code and rounded alike, down to the last bit.
-    # PyTorch has, for one thread, other code for three channels. So the last chunk overlaps the one before.
+    # PyTorch may resize three channels by other code, and round the last bit differently. To get exactly the argmax of
+    # all classes, chunks have the same size, which is a power of two, and the last one overlaps the one before.
     step = min(channels, 2 ** int(math.log2(max(1, CHUNK_BYTES // (4 * height * width)))))
     best_score = best = None
     for start in range(0, channels, step):
@@ -96,23 +96,22 @@ def check_target_sizes(target_sizes, batch_size: int) -> list[tuple[int, int]] |
     return sizes
 
 
-def check_covered(image_sizes, logits: Tensor, output_stride: int) -> list[tuple[float, float]]:
-    """Rows and columns of the logits that each image covers: all of them where `image_sizes` is `None`."""
+def check_covered(logits_sizes, logits: Tensor) -> list[tuple[float, float]]:
+    """Rows and columns of the logits that each image covers: all of them where `logits_sizes` is `None`."""
     batch_size, _, height, width = logits.shape
-    if image_sizes is None:
+    if logits_sizes is None:
         return [(height, width)] * batch_size
-    image_sizes = torch.as_tensor(image_sizes).tolist()
-    if len(image_sizes) != batch_size:
-        raise ValueError(f"The outputs carry image_sizes of {len(image_sizes)} images and logits of {batch_size}.")
-    covered = [(rows / output_stride, columns / output_stride) for rows, columns in image_sizes]
-    for (rows, columns), image_size in zip(covered, image_sizes):
+    covered = torch.as_tensor(logits_sizes).tolist()
+    if len(covered) != batch_size:
+        raise ValueError(f"The outputs carry logits_sizes of {len(covered)} images and logits of {batch_size}.")
+    for rows, columns in covered:
         if not (0 < rows <= height and 0 < columns <= width):
             raise ValueError(
-                f"An image of size {tuple(image_size)} does not fit logits of size {(height, width)} with "
-                f"output_stride={output_stride}. image_sizes has to hold the (height, width) of the images within the "
-                "padded batch, as the image processor returns it, not that of the original images."
+                f"logits_sizes {(rows, columns)} does not fit logits of size {(height, width)}: the image_sizes given "
+                "to the model have to be the (height, width) of the images within the padded batch, as the image "
+                "processor returns them, not those of the original images."
             )
-    return covered
+    return [(rows, columns) for rows, columns in covered]
 
 
 @torch.no_grad()
@@ -123,7 +122,6 @@ def post_process_semantic_segmentation(
     refine_boundaries: bool = False,
     boundary_threshold: float = 0.5,
     boundary_steps: int = 1,
-    output_stride: int = 8,
 ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
     """
     Label maps from the outputs of [`UneptForSemanticSegmentation`].
@@ -134,8 +132,8 @@ def post_process_semantic_segmentation(
     Args:
         outputs: A `ModelOutput`, dictionary or other object with
             - `logits`: `(batch_size, num_labels, height, width)`;
-            - optionally `image_sizes`: `(batch_size, 2)`, integer (height, width) in pixels of each image within the
-              padded batch. Then the padding is left out. Otherwise the logits stand for the image alone;
+            - optionally `logits_sizes`: `(batch_size, 2)`, rows and columns of the logits that each image of a padded
+              batch covers. Then the padding is left out. Otherwise the logits stand for the image alone;
             - `boundary_logits` `(batch_size, 2, height, width)` and `direction_logits`
               `(batch_size, 8, height, width)`, where boundaries are to be refined.
         target_sizes: (height, width) of each label map in pixels: a list of pairs or a tensor `(batch_size, 2)`.
@@ -145,7 +143,6 @@ def post_process_semantic_segmentation(
             away from the boundary.
         boundary_threshold: Probability above which a pixel is at a boundary.
         boundary_steps: How many pixels of the target to walk at most.
-        output_stride: Pixels of the model's input per row and column of the logits. Read only with `image_sizes`.
 
     Returns:
         A list of `batch_size` label maps `(height, width)`, int64, on the device of the logits. Ties between classes
@@ -154,7 +151,7 @@ def post_process_semantic_segmentation(
         `(num_labels, height, width)`: its resized logits, without gradient.
 
     Raises:
-        ValueError: when there are no logits, when `target_sizes` or `image_sizes` do not fit them, or when boundaries
+        ValueError: when there are no logits, when `target_sizes` or `logits_sizes` do not fit them, or when boundaries
             are to be refined and the outputs lack the logits for that.
     """
     logits = output_field(outputs, "logits")
@@ -163,11 +160,11 @@ def post_process_semantic_segmentation(
     boundary_logits, direction_logits = (output_field(outputs, f"{name}_logits") for name in ("boundary", "direction"))
     if refine_boundaries and (boundary_logits is None or direction_logits is None):
         raise ValueError(
-            "refine_boundaries=True needs outputs with boundary_logits and direction_logits, and these have none. Use a "
-            "model with boundary heads, or refine_boundaries=False."
+            "refine_boundaries=True needs outputs with boundary_logits and direction_logits, and these have none. Use "
+            "a model with boundary heads, or refine_boundaries=False."
         )
     sizes = check_target_sizes(target_sizes, len(logits))
-    covered = check_covered(output_field(outputs, "image_sizes"), logits, output_stride)
+    covered = check_covered(output_field(outputs, "logits_sizes"), logits)
 
     results = []
     for index, (size, cells) in enumerate(zip(sizes, covered)):

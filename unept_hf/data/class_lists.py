@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+
 __all__ = ["ClassList", "available_class_lists", "class_list_from_data", "load_class_list"]
 
 _FORMATS = (

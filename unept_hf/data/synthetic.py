@@ -17,6 +17,7 @@ import datasets
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+
 SYNTHETIC_CLASSES = ("sky", "ground", "building", "tree", "person", "pole")
 """Class names; the position is the label value, so `dict(enumerate(SYNTHETIC_CLASSES))` is an `id2label`."""
 

@@ -1,0 +1,120 @@
+"""UneptConfig: presets, serialisation, and the message for every wrong combination."""
+
+import logging
+
+import pytest
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
+from transformers import AutoConfig, ResNetConfig, SwinConfig, TimmBackboneConfig
+
+from unept_hf import UneptConfig
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize("name", ["unept-resnet50", "unept-deit-base", "unept-tiny"])
+def test_presets_survive_saving(name, tmp_path):
+    config = UneptConfig.from_preset(name, num_labels=19)
+    assert config.num_labels == 19
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert isinstance(loaded, UneptConfig)
+    differences = {key for key, value in config.to_dict().items() if loaded.to_dict()[key] != value}
+    assert differences <= {"_name_or_path", "transformers_version"}
+    assert getattr(loaded.backbone_config, "model_args", None) == getattr(config.backbone_config, "model_args", None)
+
+
+def test_defaults_are_those_of_the_paper():
+    config = UneptConfig()
+    assert config.backbone_config.backbone == "resnet50c"
+    assert (config.hidden_size, config.encoder_layers, config.decoder_layers) == (256, 2, 2)
+    assert (config.num_attention_heads, config.num_feature_levels, config.num_sampling_points) == (8, 3, 16)
+    assert (config.intermediate_size, config.dropout, config.activation_function) == (2048, 0.1, "relu")
+    assert tuple(config.query_grid_size) == (60, 60)
+    assert config.semantic_loss_ignore_index == 255
+    weights = ("segmentation", "boundary", "direction", "refined_segmentation")
+    assert [getattr(config, f"{name}_loss_weight") for name in weights] == [0.8, 5.0, 0.6, 1.0]
+
+
+def test_unknown_preset_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"unept-large.*unept-deit-base, unept-resnet50, unept-tiny"):
+        UneptConfig.from_preset("unept-large")
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"num_attention_heads": 7}, "num_attention_heads=7 does not divide hidden_size=256"),
+        ({"hidden_size": 128}, "spatial_branch_channels=.* has to end with hidden_size=128"),
+        ({"hidden_size": 6, "num_attention_heads": 2, "spatial_branch_channels": (6,)}, "multiple of 4"),
+        ({"num_feature_levels": 4}, "num_feature_levels=4, but backbone_config gives 3"),
+        ({"use_spatial_branch": False}, "use_boundary_heads=False or use_spatial_branch=True"),
+        ({"num_labels": 300}, "semantic_loss_ignore_index=255 is one of the 300 classes"),
+        ({"decoder_self_attention": "sparse"}, "decoder_self_attention has to be one of"),
+        ({"loss_reduction": "sum"}, "loss_reduction has to be one of"),
+        ({"direction_loss_region": "all"}, "direction_loss_region has to be one of"),
+        ({"refinement_score": "softmax"}, "refinement_score has to be one of"),
+        ({"activation_function": "rellu"}, "activation_function"),
+        ({"num_sampling_points": 0}, "num_sampling_points has to be at least 1"),
+        ({"encoder_layers": -1}, "encoder_layers can not be negative"),
+        ({"dropout": 1.0}, r"dropout has to lie in \[0, 1\)"),
+        ({"query_grid_size": (60,)}, "query_grid_size has to be a positive height and width"),
+        ({"query_grid_size": (0, 60)}, "query_grid_size has to be a positive height and width"),
+        ({"spatial_branch_channels": ()}, "spatial_branch_channels"),
+        ({"num_channels": 4}, "num_channels=4, but backbone_config takes 3"),
+        ({"backbone_config": {"backbone": "resnet50c"}}, "backbone_config has no model_type"),
+        ({"backbone_config": {"model_type": "resnett"}}, "resnett"),
+        ({"backbone_config": {"model_type": "bert"}}, "is not a backbone"),
+        ({"use_pretrained_backbone": True}, "load_pretrained_backbone"),
+    ],
+)
+def test_wrong_combinations_name_the_field_and_the_remedy(fields, message):
+    with pytest.raises((ValueError, StrictDataclassClassValidationError), match=message):
+        UneptConfig(**fields)
+
+
+@pytest.mark.parametrize("fields", [{"hidden_size": "256"}, {"use_spatial_branch": "yes"}, {"encoder_layers": 2.5}])
+def test_wrong_types(fields):
+    with pytest.raises(StrictDataclassFieldValidationError, match=next(iter(fields))):
+        UneptConfig(**fields)
+
+
+def test_a_misspelt_field_is_pointed_out(caplog):
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        UneptConfig(num_sampling_point=8)
+        assert "did you mean 'num_sampling_points'" in caplog.text
+        caplog.clear()
+        UneptConfig.from_dict(UneptConfig.from_preset("unept-tiny").to_dict())
+        assert "did you mean" not in caplog.text
+    finally:
+        logger.removeHandler(caplog.handler)
+
+
+def test_backbones_of_transformers(tmp_path):
+    for backbone_config in (
+        ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], out_indices=[2, 3, 4]),
+        SwinConfig(out_indices=[1, 2, 3]),
+        TimmBackboneConfig(backbone="resnet18", out_indices=[2, 3, 4]),
+    ):
+        config = UneptConfig(backbone_config=backbone_config)
+        config.save_pretrained(tmp_path)
+        assert type(UneptConfig.from_pretrained(tmp_path).backbone_config) is type(backbone_config)
+
+
+def test_presets_are_not_shared():
+    first = UneptConfig.from_preset("unept-deit-base")
+    first.backbone_config.model_args["img_size"] = 224
+    assert UneptConfig.from_preset("unept-deit-base").backbone_config.model_args["img_size"] == 480
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_feature_levels": 1},
+        {"use_boundary_heads": False},
+        {"use_spatial_branch": False, "use_boundary_heads": False},
+    ],
+)
+def test_the_switches_of_the_ablation(fields):
+    config = UneptConfig.from_preset("unept-resnet50", **fields)
+    assert all(getattr(config, name) == value for name, value in fields.items())
