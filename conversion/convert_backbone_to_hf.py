@@ -16,16 +16,15 @@ import sys
 import torch
 from original_state_dict import (
     add_shared_arguments,
-    check_output,
     check_state_dict,
     convert_backbone_state_dict,
     load_config,
     load_original_state_dict,
-    new_folder,
     run,
 )
 
 from unept_hf import UneptModel
+from unept_hf.model_folder import new_folder
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -42,25 +41,24 @@ def convert(args: argparse.Namespace) -> None:
         OSError: when a file is missing, or the output can not be written.
         ValueError: when the checkpoint does not fit the backbone of the preset or configuration.
     """
-    check_output(args.output, args.overwrite)
-    config = load_config(args.preset, args.config)
-    original = load_original_state_dict(args.checkpoint)
-    if "query_embed.weight" in original:
-        raise ValueError(
-            f"{args.checkpoint} is a whole UN-EPT, not a backbone: convert it by convert_unept_original_to_hf.py."
-        )
-    model = UneptModel(config)
-    converted, dropped = convert_backbone_state_dict(original, config)
-    check_state_dict(converted, model.backbone.state_dict())
-    model.backbone.load_state_dict(converted, strict=False)
-    if "pos_embed" in original:
-        before, after = original["pos_embed"].shape[1], converted["_backbone.model.pos_embed"].shape[1]
-        if before != after:
-            print(f"Resized the position embedding from {before} to {after} positions (bicubic).")
-    for reason, keys in dropped.items():
-        print(f"Left out: {', '.join(keys)}. Reason: {reason}.")
+    with new_folder(args.output, args.overwrite) as folder:
+        config = load_config(args.preset, args.config)
+        original = load_original_state_dict(args.checkpoint)
+        if "query_embed.weight" in original:
+            raise ValueError(
+                f"{args.checkpoint} is a whole UN-EPT, not a backbone: convert it by convert_unept_original_to_hf.py."
+            )
+        model = UneptModel(config)
+        converted, dropped = convert_backbone_state_dict(original, config)
+        check_state_dict(converted, model.backbone.state_dict())
+        model.backbone.load_state_dict(converted, strict=False)
+        if "pos_embed" in original:
+            before, after = original["pos_embed"].shape[1], converted["_backbone.model.pos_embed"].shape[1]
+            if before != after:
+                print(f"Resized the position embedding from {before} to {after} positions (bicubic).")
+        for reason, keys in dropped.items():
+            print(f"Left out: {', '.join(keys)}. Reason: {reason}.")
 
-    with new_folder(args.output) as folder:
         model.backbone.save_pretrained(folder)
         model.load_pretrained_backbone(folder)
         weights = model.backbone.state_dict()

@@ -18,20 +18,19 @@ from pathlib import Path
 import torch
 from original_state_dict import (
     add_shared_arguments,
-    check_output,
     check_state_dict,
     convert_unept_state_dict,
     image_size,
     infer_sizes,
     load_config,
     load_original_state_dict,
-    new_folder,
     run,
 )
 from torch import Tensor
 
 from unept_hf import UneptConfig, UneptForSemanticSegmentation, UneptImageProcessor
 from unept_hf.data.class_lists import load_class_list
+from unept_hf.model_folder import new_folder
 
 
 MAX_DIFFERENCE = 1e-4
@@ -158,29 +157,30 @@ def convert(args: argparse.Namespace) -> None:
         OSError: when a file is missing, or the output can not be written or uploaded.
         ValueError: when the checkpoint, the configuration and the class list do not fit together.
     """
-    check_output(args.output, args.overwrite)
-    class_list = load_class_list(args.id2label)
-    config = load_config(args.preset, args.config, id2label=class_list.id2label, label2id=class_list.label2id)
-    if args.decoder_self_attention is not None:
-        config.decoder_self_attention = args.decoder_self_attention
-    original = load_original_state_dict(args.checkpoint)
-    sizes = infer_sizes(original)
-    if sizes["num_labels"] != len(class_list):
-        raise ValueError(
-            f"{args.checkpoint} has {sizes['num_labels']} classes (cls.weight), but --id2label {args.id2label} has "
-            f"{len(class_list)}: name the class list it was trained with."
+    with new_folder(args.output, args.overwrite) as folder:
+        class_list = load_class_list(args.id2label)
+        config = load_config(args.preset, args.config, id2label=class_list.id2label, label2id=class_list.label2id)
+        if args.decoder_self_attention is not None:
+            config.decoder_self_attention = args.decoder_self_attention
+        original = load_original_state_dict(args.checkpoint)
+        sizes = infer_sizes(original)
+        if sizes["num_labels"] != len(class_list):
+            raise ValueError(
+                f"{args.checkpoint} has {sizes['num_labels']} classes (cls.weight), but --id2label {args.id2label} "
+                f"has {len(class_list)}: name the class list it was trained with."
+            )
+        adopt_sizes(config, sizes, args.preset or args.config)
+
+        model = UneptForSemanticSegmentation(config).eval()
+        converted, dropped = convert_unept_state_dict(original, config)
+        check_state_dict(converted, model.state_dict())
+        model.load_state_dict(converted, strict=False)
+        for reason, keys in dropped.items():
+            print(f"Left out: {', '.join(keys)}. Reason: {reason}.")
+
+        processor = UneptImageProcessor(
+            size_divisor=model.model.size_divisor, do_reduce_labels=class_list.reduce_labels
         )
-    adopt_sizes(config, sizes, args.preset or args.config)
-
-    model = UneptForSemanticSegmentation(config).eval()
-    converted, dropped = convert_unept_state_dict(original, config)
-    check_state_dict(converted, model.state_dict())
-    model.load_state_dict(converted, strict=False)
-    for reason, keys in dropped.items():
-        print(f"Left out: {', '.join(keys)}. Reason: {reason}.")
-
-    processor = UneptImageProcessor(size_divisor=model.model.size_divisor, do_reduce_labels=class_list.reduce_labels)
-    with new_folder(args.output) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         verify(model, original, folder)

@@ -1,17 +1,15 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
 State dicts of the original UN-EPT, of DeiT and of mmseg's ResNet-50-v1c, brought into the form of unept_hf; and what
-the conversion scripts share: their arguments, the configuration and the output folder.
+the conversion scripts share: their arguments, the configuration and the exit code.
 """
 
 import argparse
 import math
 import re
 import sys
-import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import timm
@@ -288,52 +286,6 @@ def load_config(preset: str | None, path: Path | None, **kwargs) -> UneptConfig:
         return UneptConfig.from_pretrained(path, **kwargs)
     except StrictDataclassError as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
-
-
-def check_output(output: Path, overwrite: bool) -> None:
-    """
-    Raises:
-        FileExistsError: when `output` is a file, the current folder, or a folder with content; with `overwrite`, when
-            that content is not a model alone.
-    """
-    if not output.exists():
-        return
-    if not output.is_dir():
-        raise FileExistsError(f"{output} is a file: name a folder.")
-    if output.resolve() == Path.cwd():
-        raise FileExistsError(f"{output} is the current folder, which would be replaced: name another one.")
-    entries = list(output.iterdir())
-    if entries and not overwrite:
-        raise FileExistsError(f"{output} is not empty: name another folder, or pass --overwrite to replace it.")
-    # A home folder or a git repository may not be lost to a slip.
-    if entries and (output / "config.json" not in entries or any(entry.is_dir() for entry in entries)):
-        raise FileExistsError(
-            f"{output} holds more than a model, or none (sub-folders, or no config.json), and --overwrite would "
-            "delete all of it: name another folder."
-        )
-
-
-@contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """
-    A new folder beside `output`, which takes its place at the end of the block. An error before that leaves `output`
-    as it was.
-    """
-    output = output.resolve()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
-        folder = Path(temporary, "new")
-        folder.mkdir()
-        yield folder
-        replaced = Path(temporary, "old")
-        if output.exists():
-            output.rename(replaced)
-        try:
-            folder.rename(output)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(output)
-            raise
 
 
 def run(convert: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:

@@ -250,13 +250,13 @@ def test_folders_that_are_no_export_are_kept(model, image_processor, tmp_path, m
     (tmp_path / "clone" / ".git").mkdir(parents=True)
     (tmp_path / "clone" / "config.json").touch()
     for name in ("notes", "clone"):
-        with pytest.raises(FileExistsError, match="not an exported model"):
+        with pytest.raises(FileExistsError, match="holds more than a model"):
             export(model, image_processor, tmp_path / name, overwrite=True)
     with pytest.raises(FileExistsError, match="is a file"):
         export(model, image_processor, tmp_path / "notes" / "notes.txt", overwrite=True)
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
-    with pytest.raises(ValueError, match="current folder"):
+    with pytest.raises(FileExistsError, match="current folder"):
         export(model, image_processor, ".")
     assert sorted(os.listdir(tmp_path)) == ["clone", "empty", "notes"]
 

@@ -8,7 +8,6 @@ import inspect
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -16,6 +15,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from .configuration_unept import UneptConfig
 from .image_processing_pil_unept import UneptImageProcessorPil
 from .image_processing_unept import UneptImageProcessor
+from .model_folder import new_folder
 from .modeling_unept import UneptForSemanticSegmentation, UneptModel
 
 
@@ -90,27 +90,6 @@ def set_auto_map(file: Path, auto_map: dict) -> None:
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def check_directory(directory: Path, overwrite: bool) -> None:
-    """Raises unless a folder may be put at `directory` (resolved), in place of what is there now."""
-    if not directory.exists():
-        return
-    if not directory.is_dir():
-        raise FileExistsError(f"{directory} is a file: name a folder.")
-    if directory == Path.cwd():
-        raise ValueError(f"{directory} is the current folder, which an export would replace: name another one.")
-    entries = list(directory.iterdir())
-    if entries and not overwrite:
-        raise FileExistsError(
-            f"{directory} is not empty: name another folder, or pass overwrite=True to replace all that is in it."
-        )
-    # A home folder or a git repository may not be lost to a slip.
-    if entries and (not (directory / "config.json").is_file() or any(entry.is_dir() for entry in entries)):
-        raise FileExistsError(
-            f"{directory} is not an exported model, as it has sub-folders or no config.json, so overwrite=True does "
-            "not replace it: name another folder."
-        )
-
-
 def export(
     model: UneptForSemanticSegmentation,
     image_processor: UneptImageProcessor | UneptImageProcessorPil,
@@ -142,10 +121,8 @@ def export(
 
     Raises:
         TypeError: for anything else than a model with its segmentation head and its image processor.
-        ValueError: when the image processor makes images of sizes that the model can not take, or when `directory` is
-            the current folder.
-        FileExistsError: when `directory` is a file, is not empty (without `overwrite`), or is not empty and not an
-            earlier export (with `overwrite`).
+        ValueError: when the image processor makes images of sizes that the model can not take.
+        FileExistsError: when `directory` can not be replaced, see [`new_folder`].
         OSError: when it can not be written.
 
     Example:
@@ -174,31 +151,17 @@ def export(
             "the image processor."
         )
     directory = Path(directory).resolve()
-    check_directory(directory, overwrite)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as temporary:
-        written, replaced = Path(temporary, "written"), Path(temporary, "replaced")
-        written.mkdir()
-        model.save_pretrained(written)
-        set_auto_map(written / "config.json", {name: class_reference(cls) for name, cls in MODEL_CLASSES.items()})
-        image_processor.save_pretrained(written)
+    with new_folder(directory, overwrite) as folder:
+        model.save_pretrained(folder)
+        set_auto_map(folder / "config.json", {name: class_reference(cls) for name, cls in MODEL_CLASSES.items()})
+        image_processor.save_pretrained(folder)
         # As a dictionary: with a plain string, transformers ignores backend="pil".
         backends = {name: class_reference(cls) for name, cls in IMAGE_PROCESSOR_CLASSES.items()}
-        set_auto_map(written / "preprocessor_config.json", {"AutoImageProcessor": backends})
+        set_auto_map(folder / "preprocessor_config.json", {"AutoImageProcessor": backends})
         for file in source_files():
-            shutil.copyfile(file, written / file.name)
+            shutil.copyfile(file, folder / file.name)
         card = MODEL_CARD.format(name=directory.name, num_labels=model.config.num_labels)
-        (written / "README.md").write_text(card, encoding="utf-8")
-
-        if directory.exists():
-            directory.rename(replaced)
-        try:
-            written.rename(directory)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(directory)
-            raise
+        (folder / "README.md").write_text(card, encoding="utf-8")
     return directory
 
 
