@@ -69,6 +69,15 @@ def train(model: UneptForSemanticSegmentation, data: dict[str, torch.Tensor], ar
     model.eval()
 
 
+def sample_photograph() -> Image.Image:
+    """A rocket on its pad from scikit-image where that is installed, else the portrait that comes with matplotlib."""
+    try:
+        from skimage import data
+    except ImportError:
+        return Image.open(cbook.get_sample_data("grace_hopper.jpg")).convert("RGB")
+    return Image.fromarray(data.rocket())
+
+
 def segment(segmenter, image: Image.Image) -> np.ndarray:
     """Label map of an image, put together from the masks that the pipeline gives."""
     label_map = np.zeros((image.height, image.width), dtype=np.int64)
@@ -133,11 +142,11 @@ def main(args: list[str] | None = None) -> dict[str, float]:
             "UN-EPT": segment(segmenter, scene["image"]),
         },
     )
-    photograph = Image.open(arguments.image or cbook.get_sample_data("grace_hopper.jpg")).convert("RGB")
+    photograph = Image.open(arguments.image).convert("RGB") if arguments.image else sample_photograph()
     save_picture(
         output_dir / "photograph.png",
         {
-            "photograph (nothing like it was trained on)": np.array(photograph),
+            "photograph (it never saw one)": np.array(photograph),
             "UN-EPT": segment(segmenter, photograph),
         },
     )

@@ -6,7 +6,14 @@ import numpy as np
 import peft
 import pytest
 import torch
-from transformers import AutoModelForSemanticSegmentation, ResNetConfig, Trainer, TrainingArguments, set_seed
+from transformers import (
+    AutoModelForSemanticSegmentation,
+    ConvNextConfig,
+    ResNetConfig,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 from unept_hf import UneptConfig, UneptForSemanticSegmentation
 
@@ -22,6 +29,7 @@ BACKBONES = {
     "resnet": ResNetConfig(
         embedding_size=8, hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 1, 1], layer_type="basic", out_indices=[2, 3, 4]
     ).to_dict(),
+    "convnext": ConvNextConfig(hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 1, 1], out_indices=[2, 3, 4]).to_dict(),
 }
 
 
@@ -54,15 +62,6 @@ def make_batch(batch_size: int = 2, size: tuple[int, int] = (64, 96)) -> dict[st
     }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models as small as these gain nothing from a second thread, and lose much if the processor is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.floor
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_save_and_load_with_device_map(backbone, tmp_path):
@@ -80,7 +79,7 @@ def test_save_and_load_with_device_map(backbone, tmp_path):
 # Not for vision transformers of timm: its feature extraction calls them past the hooks that fetch what is offloaded.
 @pytest.mark.filterwarnings("ignore:The following device_map keys do not match")
 @pytest.mark.parametrize("share_in_memory", [0.3, 0.9])
-@pytest.mark.parametrize("backbone", ["timm-resnet", "resnet"])
+@pytest.mark.parametrize("backbone", ["timm-resnet", "resnet", "convnext"])
 def test_layers_on_the_disk(backbone, share_in_memory, tmp_path):
     model = make_model(backbone_config=BACKBONES[backbone], decoder_self_attention="dense")
     batch = make_batch()
@@ -125,6 +124,21 @@ def test_tuple_outputs():
     torch.testing.assert_close(values[0], outputs.loss)
     torch.testing.assert_close(values[1], outputs.logits)
     torch.testing.assert_close(config_values[1], outputs.logits)
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_recording_outputs_changes_none(backbone):
+    model = make_model(backbone_config=BACKBONES[backbone])
+    batch = make_batch()
+    with torch.no_grad():
+        before = model(**batch)
+        recording = model(**batch, output_hidden_states=True, output_attentions=True)
+        after = model(**batch)
+    assert len(recording.hidden_states) == 1 + model.config.num_hidden_layers
+    assert len(recording.attentions) == model.config.num_hidden_layers
+    torch.testing.assert_close(recording.logits, before.logits)
+    torch.testing.assert_close(after.logits, before.logits, rtol=0, atol=0)
 
 
 @pytest.mark.floor

@@ -87,19 +87,6 @@ if problem is not None:
 modeling_common, configuration_common, image_processing_common = load_transformers_tests()
 
 
-# Every pytest process that imports this file: transformers runs some of its tests in one of their own.
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def one_thread():
-    """Models as small as these gain nothing from a second thread, and lose much if the processor is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class UneptModelTester:
     def __init__(self, parent, **config):
         self.parent = parent
@@ -237,7 +224,13 @@ class UneptModelTest(UneptModelTesterMixin, unittest.TestCase):
 
 
 class UneptDenseModelTest(UneptModelTesterMixin, unittest.TestCase):
-    """A backbone of transformers, and the decoder self-attention that goes through the attention interface."""
+    """A timm backbone, and the decoder self-attention that goes through the attention interface."""
+
+    tester_kwargs: ClassVar[dict] = {"decoder_self_attention": "dense"}
+
+
+class UneptResNetModelTest(UneptModelTesterMixin, unittest.TestCase):
+    """A backbone of transformers, the deformable self-attention, and none of the parts that can be left out."""
 
     tester_kwargs: ClassVar[dict] = {
         "backbone_config": ResNetConfig(
@@ -247,14 +240,6 @@ class UneptDenseModelTest(UneptModelTesterMixin, unittest.TestCase):
             layer_type="basic",
             out_indices=[2, 3, 4],
         ),
-        "decoder_self_attention": "dense",
-    }
-
-
-class UneptDeformableModelTest(UneptModelTesterMixin, unittest.TestCase):
-    """Deformable decoder self-attention, and none of the parts that can be left out."""
-
-    tester_kwargs: ClassVar[dict] = {
         "decoder_self_attention": "deformable",
         "use_spatial_branch": False,
         "use_boundary_heads": False,

@@ -25,7 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
 
 from .boundary import DIRECTIONS, boundary_targets, refine_logits
 from .configuration_unept import UneptConfig
@@ -534,19 +534,22 @@ class UneptModel(UneptPreTrainedModel):
 
     def __init__(self, config: UneptConfig):
         super().__init__(config)
-        self.backbone = create_backbone(config)
+        backbone = create_backbone(config)
         self.size_divisor = config.query_stride
         if config.backbone_config.model_type == "timm_backbone":
-            self.size_divisor = math.lcm(self.size_divisor, *self.backbone._backbone.feature_info.reduction())
+            self.size_divisor = math.lcm(self.size_divisor, *backbone._backbone.feature_info.reduction())
         self.input_projections = nn.ModuleList(
             nn.Conv2d(channels, config.hidden_size, kernel_size=1)
-            for channels in self.backbone.channels[-config.num_feature_levels :]
+            for channels in backbone.channels[-config.num_feature_levels :]
         )
         self.level_embed = nn.Parameter(torch.empty(config.num_feature_levels, config.hidden_size))
         self.encoder_layers = nn.ModuleList(UneptEncoderLayer(config) for _ in range(config.encoder_layers))
         self.spatial_branch = UneptSpatialBranch(config) if config.use_spatial_branch else None
         self.query_embeddings = nn.Parameter(torch.empty(1, config.hidden_size, *config.query_grid_size))
         self.decoder_layers = nn.ModuleList(UneptDecoderLayer(config) for _ in range(config.decoder_layers))
+        # Before the backbone is attached: those of transformers have their hooks already, and would get them twice.
+        maybe_install_capturing_hooks(self)
+        self.backbone = backbone
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
