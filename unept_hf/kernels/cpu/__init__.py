@@ -8,7 +8,6 @@ float32 and bfloat16 are stored, float32 is computed. Results do not depend on t
 import ctypes
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -38,17 +37,10 @@ class Problem(ctypes.Structure):
     )
 
 
-@cache
-def load_library() -> ctypes.CDLL:
-    """
-    The best library for this processor.
-
-    Raises:
-        OSError: when none was built, or none fits.
-    """
-    capability = torch.backends.cpu.get_cpu_capability()
+def _load_library() -> tuple[ctypes.CDLL | None, str | None]:
+    """The best library for this processor, or why there is none."""
     problems = []
-    for name in _LIBRARIES.get(capability, ("plain",)):
+    for name in _LIBRARIES.get(torch.backends.cpu.get_cpu_capability(), ("plain",)):
         path = Path(__file__).with_name(f"deformable_attention_{name}.so")
         if not path.exists():
             problems.append(f"{path.name} was not built")
@@ -61,11 +53,13 @@ def load_library() -> ctypes.CDLL:
         library.unept_abi_version.restype = ctypes.c_int64
         library.unept_workspace_size.restype = ctypes.c_int64
         if library.unept_abi_version() == ABI_VERSION:
-            return library
+            return library, None
         problems.append(f"{path.name} was built from another version")
-    raise OSError(
-        f"the CPU kernel is missing ({'; '.join(problems)}): install unept-hf again where a C++ compiler (GCC or Clang) is"
-    )
+    return None, f"{', '.join(problems)}: install unept-hf again where there is a C++ compiler (GCC or Clang)"
+
+
+# Loaded here, because a graph that is being compiled can not load anything.
+_library, _missing = _load_library()
 
 
 def why_not(
@@ -76,23 +70,14 @@ def why_not(
     scores: Tensor,
 ) -> str | None:
     """Why the kernel can not take these tensors, or `None` when it can."""
-    tensors = {"value": value, "positions": positions, "scores": scores}
-    for name, tensor in tensors.items():
-        if tensor.device.type != "cpu":
-            return f"{name} is on {tensor.device}"
+    if value.device.type != "cpu":
+        return f"the tensors are on {value.device}"
+    for name, tensor in (("value", value), ("positions", positions), ("scores", scores)):
         if tensor.dtype not in _DTYPES:
-            return f"{name} is {tensor.dtype}, not float32 or bfloat16"
-    located = positions if reference_points is None else reference_points
-    if located.device.type != "cpu":
-        return f"reference_points is on {located.device}"
-    if located.dtype != torch.float32:
-        # Half precision can not tell neighbouring cells apart, and float64 asks for more than float32.
-        return f"{'sampling_locations' if reference_points is None else 'reference_points'} is {located.dtype}, not float32"
-    try:
-        load_library()
-    except OSError as error:
-        return str(error)
-    return None
+            return f"{name} {'are' if name.endswith('s') else 'is'} {tensor.dtype}, not float32 or bfloat16"
+    if reference_points is not None and reference_points.dtype != torch.float32:
+        return f"reference_points are {reference_points.dtype}, not float32"
+    return _missing
 
 
 _pool: ThreadPoolExecutor | None = None
@@ -110,7 +95,6 @@ if hasattr(os, "register_at_fork"):
 
 def _run(name: str, tensors: dict[str, Tensor | None], spatial_shapes: list[tuple[int, int]]) -> None:
     global _pool
-    library = load_library()
     value, reference_points, positions = tensors["value"], tensors["reference_points"], tensors["positions"]
     batch, queries, heads, levels, points = positions.shape[:5]
     workers = max(1, min(torch.get_num_threads(), batch * heads * queries))
@@ -126,10 +110,10 @@ def _run(name: str, tensors: dict[str, Tensor | None], spatial_shapes: list[tupl
     if reference_points is not None:
         problem.reference_strides = reference_points.stride()[:3]
     backward = name == "unept_backward"
-    workspace = torch.empty(library.unept_workspace_size(ctypes.byref(problem), backward))
+    workspace = torch.empty(_library.unept_workspace_size(ctypes.byref(problem), backward), dtype=torch.float32)
     problem.workspace = workspace.data_ptr()
 
-    work = getattr(library, name)
+    work = getattr(_library, name)
     if workers > 1:
         _pool = _pool or ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="unept_hf")
     # The work is taken in tasks, so it gets done even if some of these start late.

@@ -64,9 +64,12 @@ inline const Vector &vector(const float *numbers) { return *reinterpret_cast<con
 
 // Channels and samples come in multiples of this many, so that no loop over vectors has a remainder.
 constexpr int64_t WIDTH = 16;
-// Queries of one task. Their samples are located first, then read level by level.
-constexpr int64_t CHUNK = 96;
+// Queries of one task. The heads of the same queries follow one another: they read the same memory pages.
+constexpr int64_t CHUNK = 512;
+// Queries whose samples are located first, then read level by level.
 constexpr int64_t BLOCK = 8;
+// Queries between a prefetch and its use. Their data lie a few kilobytes apart, which hardware does not foresee.
+constexpr int64_t AHEAD = 6;
 
 inline float from_bfloat16(uint16_t bits) {
     uint32_t wide = static_cast<uint32_t>(bits) << 16;
@@ -100,7 +103,14 @@ inline void store(void *base, Type type, int64_t offset, int64_t count, const fl
     }
 }
 
-// The same for `count` pairs.
+// Asks for numbers that are read once: not worth a place in the outer caches.
+inline void prefetch(const void *base, Type type, int64_t offset, int64_t count) {
+    const int64_t size = type == FLOAT32 ? 4 : 2;
+    const char *first = static_cast<const char *>(base) + offset * size;
+    for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(first + i, 0, 0);
+}
+
+// `count` pairs.
 inline void load_pairs(const void *base, Type type, int64_t offset, int64_t count, float *__restrict first,
                        float *__restrict second) {
     if (type == FLOAT32) {
@@ -277,6 +287,11 @@ struct Worker {
     void locate(int64_t batch, int64_t query, int64_t head, int64_t begin, int64_t end, bool known, float *log_sum,
                 const Samples &out) {
         const int64_t offset = query_offset(batch, query, head) + begin, n = end - begin;
+        if (query + AHEAD < p.queries) {
+            const int64_t later = query_offset(batch, query + AHEAD, head) + begin;
+            prefetch(p.positions, p.position_type, 2 * later, 2 * n);
+            prefetch(p.scores, p.score_type, later, n);
+        }
         load_pairs(p.positions, p.position_type, 2 * offset, n, x, y);
         load(p.scores, p.score_type, offset, n, p.reference_points ? scores : out.weight);
         if (p.reference_points) {
@@ -466,6 +481,8 @@ void attend(Worker &worker, int64_t batch, int64_t head, int64_t begin, int64_t 
 // A row of the output's gradient, padded with zeros.
 void load_gradient(const Problem &p, int64_t batch, int64_t query, int64_t head, int64_t channels, float *row) {
     const int64_t offset = ((batch * p.queries + query) * p.heads + head) * p.head_dim;
+    if (query + AHEAD < p.queries)
+        prefetch(p.grad_output, p.value_type, offset + AHEAD * p.heads * p.head_dim, p.head_dim);
     load(p.grad_output, p.value_type, offset, p.head_dim, row);
     for (int64_t c = p.head_dim; c < channels; ++c) row[c] = 0;
 }
@@ -548,23 +565,30 @@ EXPORT int64_t unept_workspace_size(const Problem *p, int32_t backward) {
            p->workers * Worker::memory(*p, backward != 0);
 }
 
+// Tasks in which the maps are packed, and then tasks with a chunk of the queries of a map.
+struct Task {
+    int64_t map, batch, head, begin, end;
+};
+
+inline Task make_task(const Problem &p, int64_t index, int64_t chunks) {
+    const int64_t head = index % p.heads, chunk = index / p.heads % chunks, batch = index / p.heads / chunks;
+    const int64_t begin = chunk * CHUNK, end = begin + CHUNK;
+    return {batch * p.heads + head, batch, head, begin, end < p.queries ? end : p.queries};
+}
+
 EXPORT void unept_forward(const Problem *problem, int32_t index) {
     const Problem &p = *problem;
     const int64_t maps = p.batch * p.heads, size = aligned(map_size(p)), chunks = (p.queries + CHUNK - 1) / CHUNK;
     Worker worker(p, p.workspace + maps * size + index * Worker::memory(p, false));
     int64_t *packed = p.counters + 1;
-    for (int64_t task; (task = take_task(p)) < maps * (1 + chunks);) {
-        const bool packing = task < maps;
-        const int64_t map = packing ? task : (task - maps) / chunks;
-        float *values = p.workspace + map * size;
-        if (packing) {
-            pack(p, map / p.heads, map % p.heads, values);
-            finish(packed + map);
+    for (int64_t i; (i = take_task(p)) < maps * (1 + chunks);) {
+        if (i < maps) {
+            pack(p, i / p.heads, i % p.heads, p.workspace + i * size);
+            finish(packed + i);
         } else {
-            const int64_t begin = (task - maps) % chunks * CHUNK;
-            wait_for(packed + map, 1);
-            attend(worker, map / p.heads, map % p.heads, begin, begin + CHUNK < p.queries ? begin + CHUNK : p.queries,
-                   values);
+            const Task task = make_task(p, i - maps, chunks);
+            wait_for(packed + task.map, 1);
+            attend(worker, task.batch, task.head, task.begin, task.end, p.workspace + task.map * size);
         }
     }
 }
@@ -575,22 +599,20 @@ EXPORT void unept_backward(const Problem *problem, int32_t index) {
     float *log_sums = p.workspace + maps * size;
     Worker worker(p, log_sums + aligned(maps * p.queries) + index * Worker::memory(p, true));
     int64_t *packed = p.counters + 1, *sampled = packed + maps;
-    for (int64_t task; (task = take_task(p)) < maps * (1 + chunks + p.levels);) {
-        if (task < maps) {
-            pack(p, task / p.heads, task % p.heads, p.workspace + task * size);
-            finish(packed + task);
-        } else if (task < maps * (1 + chunks)) {
-            const int64_t map = (task - maps) / chunks, begin = (task - maps) % chunks * CHUNK;
-            wait_for(packed + map, 1);
-            sample_gradients(worker, map / p.heads, map % p.heads, begin,
-                             begin + CHUNK < p.queries ? begin + CHUNK : p.queries, p.workspace + map * size,
-                             log_sums + map * p.queries);
-            finish(sampled + map);
+    for (int64_t i; (i = take_task(p)) < maps * (1 + chunks + p.levels);) {
+        if (i < maps) {
+            pack(p, i / p.heads, i % p.heads, p.workspace + i * size);
+            finish(packed + i);
+        } else if (i < maps * (1 + chunks)) {
+            const Task task = make_task(p, i - maps, chunks);
+            wait_for(packed + task.map, 1);
+            sample_gradients(worker, task.batch, task.head, task.begin, task.end, p.workspace + task.map * size,
+                             log_sums + task.map * p.queries);
+            finish(sampled + task.map);
         } else {
-            const int64_t map = (task - maps * (1 + chunks)) / p.levels;
+            const int64_t map = (i - maps * (1 + chunks)) / p.levels, level = (i - maps * (1 + chunks)) % p.levels;
             wait_for(sampled + map, chunks);
-            value_gradient(worker, map / p.heads, map % p.heads, (task - maps * (1 + chunks)) % p.levels,
-                           log_sums + map * p.queries);
+            value_gradient(worker, map / p.heads, map % p.heads, level, log_sums + map * p.queries);
         }
     }
 }
