@@ -6,8 +6,9 @@ A query looks at a few points of each level of a feature pyramid. Sampling locat
 width and height: 0 and 1 are the outer edges of the first and last cell. Values are read bilinearly, and are zero
 outside of the level.
 
-The backend is chosen by device and dtype; `UNEPT_ATTENTION_BACKEND` or [`attention_backend`] choose it by name: "torch"
-is plain PyTorch, "cpu" the C++ kernel, "triton" the GPU kernel. This file also works on its own, then in plain PyTorch.
+The backend is chosen by device and dtype; `UNEPT_ATTENTION_BACKEND` and [`attention_backend`] choose it by name:
+"torch" is plain PyTorch, "cpu" the C++ kernel, "triton" the GPU kernel. Without the package unept_hf, as a file that
+came with a model's weights, this computes in plain PyTorch.
 
 Source: Zhu et al., "Deformable DETR", equation 3.
 """
@@ -15,9 +16,10 @@ Source: Zhu et al., "Deformable DETR", equation 3.
 import importlib
 import os
 import pkgutil
+import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -82,7 +84,7 @@ def _choose_kernel(*arguments):
     if reason not in _said and value.dtype != torch.float64 and not torch.compiler.is_compiling():
         _said.add(reason)
         warnings.warn(
-            f"Deformable attention runs in plain PyTorch, which is many times slower than the {name} kernel: {reason}.",
+            f"Deformable attention runs in plain PyTorch, many times slower than with the {name} kernel: {reason}.",
             stacklevel=4,
         )
     return None
@@ -216,9 +218,7 @@ def deformable_attention(
     if _choose_kernel(value, spatial_shapes, reference_points, sampling_offsets, attention_logits) is None:
         return _plain_attention(value, spatial_shapes, reference_points, sampling_offsets, attention_logits)
     sizes = [size for shape in spatial_shapes for size in shape]
-    return torch.ops.unept_hf.deformable_attention(
-        value, sizes, reference_points, sampling_offsets, attention_logits
-    )
+    return torch.ops.unept_hf.deformable_attention(value, sizes, reference_points, sampling_offsets, attention_logits)
 
 
 def _check(value, spatial_shapes, reference_points, positions, scores, names):
@@ -247,9 +247,7 @@ def _check(value, spatial_shapes, reference_points, positions, scores, names):
     expected = (value.shape[0], value.shape[2], len(spatial_shapes))
     got = (positions.shape[0], *positions.shape[2:4])
     if got != expected:
-        raise ValueError(
-            f"(batch, heads, levels) is {expected} in value and spatial_shapes, but {got} in {names[0]}."
-        )
+        raise ValueError(f"(batch, heads, levels) is {expected} in value and spatial_shapes, but {got} in {names[0]}.")
     if reference_points is not None:
         shape, wanted = tuple(reference_points.shape), (positions.shape[0], positions.shape[1], len(spatial_shapes), 2)
         fits = len(shape) == 4 and shape[1] == wanted[1] and shape[3] == 2
@@ -263,6 +261,87 @@ def _autocast(value):
     if torch.is_autocast_enabled(device) and value.dtype == torch.float32:
         value = value.to(torch.get_autocast_dtype(device))
     return value
+
+
+def accelerate_transformers() -> ExitStack:
+    """
+    Makes the deformable models of transformers use [`multi_scale_deformable_attention`], for all of the process.
+
+    Takes Deformable DETR, RT-DETR, RT-DETR v2, Grounding DINO, Mask2Former, OneFormer and all others that have one of
+    the three forms of the operator that transformers knows. Outputs differ by rounding only. Samplers that take the
+    nearest cell, or different numbers of points on different levels, keep their own code.
+
+    D-FINE and DEIMv2 look the operator up when a model is built, so call this first.
+
+    Returns:
+        What undoes it: `close()` does, and so does the end of a `with` block.
+
+    Example:
+        ```python
+        with accelerate_transformers():
+            outputs = AutoModelForObjectDetection.from_pretrained("SenseTime/deformable-detr")(**inputs)
+        ```
+    """
+    undo = ExitStack()
+
+    def replace(owner, name, function):
+        undo.callback(setattr, owner, name, getattr(owner, name))
+        setattr(owner, name, function)
+
+    for module in _deformable_modules():
+        if hasattr(module, "MultiScaleDeformableAttention"):
+            replace(module.MultiScaleDeformableAttention, "forward", _module_forward)
+        if hasattr(module, "multi_scale_deformable_attention"):
+            replace(module, "multi_scale_deformable_attention", _function_forward)
+        if hasattr(module, "multi_scale_deformable_attention_v2"):
+            original = module.multi_scale_deformable_attention_v2
+            replace(module, "multi_scale_deformable_attention_v2", _function_v2_forward(original))
+    return undo
+
+
+_DEFINITION = re.compile(r"^class MultiScaleDeformableAttention\(|^def multi_scale_deformable_attention", re.M)
+
+
+def _deformable_modules() -> Iterator:
+    models = importlib.import_module("transformers.models")
+    for info in pkgutil.iter_modules(models.__path__):
+        path = Path(info.module_finder.path, info.name, f"modeling_{info.name}.py")
+        # Most of transformers' hundreds of models need not be imported for this.
+        if path.exists() and _DEFINITION.search(path.read_text("utf-8")):
+            yield importlib.import_module(f"{models.__name__}.{info.name}.{path.stem}")
+
+
+def _module_forward(
+    self,
+    value,
+    value_spatial_shapes,
+    value_spatial_shapes_list,
+    level_start_index,
+    sampling_locations,
+    attention_weights,
+    im2col_step,
+):
+    return multi_scale_deformable_attention(value, value_spatial_shapes_list, sampling_locations, attention_weights)
+
+
+def _function_forward(value, value_spatial_shapes, sampling_locations, attention_weights):
+    if isinstance(value_spatial_shapes, Tensor):
+        value_spatial_shapes = value_spatial_shapes.tolist()
+    return multi_scale_deformable_attention(value, value_spatial_shapes, sampling_locations, attention_weights)
+
+
+def _function_v2_forward(original):
+    def forward(value, value_spatial_shapes, sampling_locations, attention_weights, num_points_list, method="default"):
+        if method != "default" or len(set(num_points_list)) != 1:
+            return original(
+                value, value_spatial_shapes, sampling_locations, attention_weights, num_points_list, method
+            )
+        split = (len(num_points_list), num_points_list[0])
+        return _function_forward(
+            value, value_spatial_shapes, sampling_locations.unflatten(3, split), attention_weights.unflatten(3, split)
+        )
+
+    return forward
 
 
 # The kernels as operators, so that compiled and exported graphs can hold them.
@@ -292,7 +371,9 @@ def _fake(value, sizes, reference_points, positions, scores):
 
 
 def _fake_backward(grad_output, value, sizes, reference_points, positions, scores):
-    return tuple(torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (value, positions, scores))
+    return tuple(
+        torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (value, positions, scores)
+    )
 
 
 def _reference_gradient(sizes, reference_points, grad_offsets):
@@ -316,7 +397,8 @@ def _register(name: str, arguments: str, with_reference_points: bool) -> None:
     backward = f"{name}_backward"
     _library.define(f"{name}(Tensor value, SymInt[] spatial_shapes, {arguments}) -> Tensor")
     _library.define(
-        f"{backward}(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, {arguments}) -> (Tensor, Tensor, Tensor)"
+        f"{backward}(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, {arguments})"
+        " -> (Tensor, Tensor, Tensor)"
     )
 
     def complete(function, leading):
@@ -379,6 +461,7 @@ _register(
 
 
 __all__ = [
+    "accelerate_transformers",
     "attention_backend",
     "deformable_attention",
     "multi_scale_deformable_attention",
