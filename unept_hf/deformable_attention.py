@@ -347,22 +347,33 @@ def _function_v2_forward(original):
 # The kernels as operators, so that compiled and exported graphs can hold them.
 
 
-def _compute(value, sizes, reference_points, positions, scores):
-    arguments = (value, list(zip(sizes[::2], sizes[1::2])), reference_points, positions, scores)
-    name = _AUTOMATIC.get(value.device.type)
-    if name is not None and _why_not(name, *arguments) is None:
-        return _KERNELS[name].forward(*arguments)
-    return _plain_attention(*arguments)
+def _pairs(sizes):
+    return list(zip(sizes[::2], sizes[1::2]))
 
 
-def _compute_backward(grad_output, value, sizes, reference_points, positions, scores):
-    arguments = (value, list(zip(sizes[::2], sizes[1::2])), reference_points, positions, scores)
-    name = _AUTOMATIC.get(value.device.type)
-    if name is not None and _why_not(name, *arguments) is None:
-        return _KERNELS[name].backward(grad_output, *arguments)
+def _kernel_of_device(*arguments):
+    name = _AUTOMATIC.get(arguments[0].device.type)
+    return _KERNELS[name] if name is not None and _why_not(name, *arguments) is None else None
+
+
+def _compute(value, sizes, *others):
+    arguments = (value, _pairs(sizes), *others)
+    kernel = _kernel_of_device(*arguments)
+    return _plain_attention(*arguments) if kernel is None else kernel.forward(*arguments)
+
+
+def _compute_backward(grad_output, value, sizes, *others):
+    arguments = (value, _pairs(sizes), *others)
+    kernel = _kernel_of_device(*arguments)
+    if kernel is None:
+        raise NotImplementedError(f"No kernel has a backward for {value.dtype} on {value.device}.")
+    return kernel.backward(grad_output, *arguments)
+
+
+def _plain_backward(grad_output, value, sizes, reference_points, positions, scores):
     with torch.enable_grad():
         leaves = [tensor.detach().requires_grad_() for tensor in (value, positions, scores)]
-        output = _plain_attention(leaves[0], arguments[1], reference_points, *leaves[1:])
+        output = _plain_attention(leaves[0], _pairs(sizes), reference_points, *leaves[1:])
         return torch.autograd.grad(output, leaves, grad_output)
 
 
@@ -416,8 +427,12 @@ def _register(name: str, arguments: str, with_reference_points: bool) -> None:
 
     def differentiate(ctx, grad_output):
         value, *others = ctx.saved_tensors
-        operator = getattr(torch.ops.unept_hf, backward)
-        grad_value, grad_positions, grad_scores = operator(grad_output, value, ctx.sizes, *others)
+        inputs = others if with_reference_points else (None, *others)
+        if _kernel_of_device(value, _pairs(ctx.sizes), *inputs) is None:
+            gradients = _plain_backward(grad_output, value, ctx.sizes, *inputs)
+        else:
+            gradients = getattr(torch.ops.unept_hf, backward)(grad_output, value, ctx.sizes, *others)
+        grad_value, grad_positions, grad_scores = gradients
         if not with_reference_points:
             return grad_value, None, grad_positions, grad_scores
         grad_reference = None
@@ -443,7 +458,7 @@ def _register(name: str, arguments: str, with_reference_points: bool) -> None:
         keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
         _library.impl(name, autocast(keys), key)
     # Exporters that know no operator of ours, such as ONNX's, trace the plain form.
-    plain = complete(lambda value, sizes, *rest: _plain_attention(value, list(zip(sizes[::2], sizes[1::2])), *rest), 0)
+    plain = complete(lambda value, sizes, *others: _plain_attention(value, _pairs(sizes), *others), 0)
     torch._decomp.register_decomposition(getattr(torch.ops.unept_hf, name).default)(plain)
 
 
