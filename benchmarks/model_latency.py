@@ -2,7 +2,7 @@
 """
 How long does a UN-EPT take for one image on the CPU, and what do the kernel and the fast mode change?
 
-Each preset, with random weights, runs with the attention of transformers (its `grid_sample` fallback), with our kernel,
+Each preset, with random weights, runs with the attention of transformers (its `grid_sample` form), with our kernel,
 and in fast mode: bfloat16 and channels_last, once as it is and once compiled. Logits are compared before anything is
 timed.
 

@@ -66,10 +66,11 @@ inline const Vector &vector(const float *numbers) { return *reinterpret_cast<con
 constexpr int64_t WIDTH = 16;
 // Queries of one task. The heads of the same queries follow one another: they read the same memory pages.
 constexpr int64_t CHUNK = 512;
-// Queries whose samples are located first, then read level by level.
-constexpr int64_t BLOCK = 8;
+// Queries whose samples are located first, then read a few points at a time: neighbours read the same cells.
+constexpr int64_t BLOCK = 16;
+constexpr int64_t GROUP = 4;
 // Queries between a prefetch and its use. Their data lie a few kilobytes apart, which hardware does not foresee.
-constexpr int64_t AHEAD = 6;
+constexpr int64_t AHEAD = 16;
 
 inline float from_bfloat16(uint16_t bits) {
     uint32_t wide = static_cast<uint32_t>(bits) << 16;
@@ -103,11 +104,11 @@ inline void store(void *base, Type type, int64_t offset, int64_t count, const fl
     }
 }
 
-// Asks for numbers that are read once: not worth a place in the outer caches.
+// Asks for numbers that will be read soon.
 inline void prefetch(const void *base, Type type, int64_t offset, int64_t count) {
     const int64_t size = type == FLOAT32 ? 4 : 2;
     const char *first = static_cast<const char *>(base) + offset * size;
-    for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(first + i, 0, 0);
+    for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(first + i);
 }
 
 // `count` pairs.
@@ -464,13 +465,15 @@ void attend(Worker &worker, int64_t batch, int64_t head, int64_t begin, int64_t 
         for (int64_t i = 0; i < queries; ++i)
             worker.locate(batch, first + i, head, 0, count, false, nullptr, worker.samples.at(i * worker.size));
         std::memset(worker.rows, 0, queries * channels * sizeof(float));
-        for (int64_t s = 0; s < count; s += p.points) {
+        for (int64_t s = 0; s < count;) {
+            const int64_t left = p.points - s % p.points, group = left < GROUP ? left : GROUP;
             const int64_t down = worker.stride[s] * channels;
             for (int64_t i = 0; i < queries; ++i)
                 for_channels(channels, [&](int64_t c, auto vectors) {
-                    gather<vectors>(map + c, channels, down, worker.samples.at(i * worker.size + s), p.points,
+                    gather<vectors>(map + c, channels, down, worker.samples.at(i * worker.size + s), group,
                                     worker.rows + i * channels + c);
                 });
+            s += group;
         }
         for (int64_t i = 0; i < queries; ++i)
             store(p.output, p.value_type, ((batch * p.queries + first + i) * p.heads + head) * p.head_dim, p.head_dim,
