@@ -1,0 +1,308 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""
+How much faster is deformable attention with our kernels than with those that exist?
+
+Compares our backends with the fallback of transformers, that fallback compiled, and the package torch-ms-deform-attn
+where it is installed, all on the sampling locations and weights that transformers' models pass. Our own fused form,
+from offsets and logits, has a row of its own. A result is timed only after it has been compared with float64.
+
+    python benchmarks/deformable_attention.py --device cpu --repeats 15
+"""
+
+import argparse
+import ctypes
+import datetime
+import gc
+import importlib.metadata
+import importlib.util
+import json
+import math
+import platform
+import statistics
+import threading
+import time
+from pathlib import Path
+
+import torch
+from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
+
+from unept_hf.deformable_attention import (
+    attention_backend,
+    deformable_attention,
+    multi_scale_deformable_attention,
+    sampling_locations_and_weights,
+)
+
+
+DETR = [(64, 64), (32, 32), (16, 16), (8, 8)]
+# name: levels, queries, points; always 1 image and 8 heads of 32 channels
+SHAPES = {
+    "UN-EPT encoder": ([(60, 60)] * 3, 10800, 16),
+    "UN-EPT decoder": ([(60, 60)] * 3, 3600, 16),
+    "UN-EPT DeiT encoder": ([(30, 30)] * 3, 2700, 16),
+    "UN-EPT Cityscapes encoder": ([(96, 96)] * 3, 27648, 16),
+    "Deformable DETR encoder": (DETR, 5440, 4),
+    "Deformable DETR decoder": (DETR, 900, 4),
+}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+def make_arguments(spatial_shapes, queries, points, dtype, device):
+    """One query for each cell, or on a grid; offsets as a fresh model has them, with noise of one cell."""
+    generator = torch.Generator().manual_seed(0)
+    cells = sum(height * width for height, width in spatial_shapes)
+    if queries != cells:
+        side = math.ceil(math.sqrt(queries))
+        grids = [(side, side)]
+    else:
+        grids = spatial_shapes
+    centers = torch.cat(
+        [
+            torch.stack(
+                torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")[::-1], -1
+            ).flatten(0, 1)
+            for h, w in grids
+        ]
+    )[:queries]
+    angles = torch.arange(8) * (2 * math.pi / 8)
+    directions = torch.stack((angles.cos(), angles.sin()), dim=-1)
+    directions = directions / directions.abs().amax(-1, keepdim=True)
+    shape = (1, queries, 8, len(spatial_shapes), points)
+    offsets = directions[:, None, None] * torch.arange(1, points + 1)[:, None] + torch.randn(
+        *shape, 2, generator=generator
+    )
+    value = torch.randn(1, cells, 8, 32, generator=generator)
+    logits = torch.randn(*shape, generator=generator)
+    reference_points = centers[None, :, None].to(device)
+    return (
+        value.to(device, dtype),
+        spatial_shapes,
+        reference_points,
+        offsets.to(device, dtype),
+        logits.to(device, dtype),
+    )
+
+
+def make_contestants(arguments, peers):
+    """Name -> (function of three differentiable tensors, the tensors)."""
+    value, spatial_shapes, reference_points, offsets, logits = arguments
+    locations, weights = sampling_locations_and_weights(spatial_shapes, reference_points, offsets, logits)
+    device = value.device
+    shapes = torch.tensor(spatial_shapes, device=device)
+    starts = torch.cat((shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]))
+    fallback = MultiScaleDeformableAttention()
+    # The fallback takes one dtype only.
+    same = (value, locations.to(value.dtype), weights.to(value.dtype))
+    contestants = {"transformers": (lambda v, x, w: fallback(v, shapes, spatial_shapes, starts, x, w, 64), same)}
+    if "compile" in peers:
+        compiled = torch.compile(fallback)
+        contestants["transformers, compiled"] = (
+            lambda v, x, w: compiled(v, shapes, spatial_shapes, starts, x, w, 64),
+            same,
+        )
+    if "torch-ms-deform-attn" in peers:
+        from torch_ms_deform_attn import MSDeformAttnFunction
+
+        contestants["torch-ms-deform-attn"] = (
+            lambda v, x, w: MSDeformAttnFunction.apply(v, shapes, starts, x, w, 64),
+            same,
+        )
+    if "torch" in peers:
+
+        def plain(v, x, w):
+            with attention_backend("torch"):
+                return multi_scale_deformable_attention(v, spatial_shapes, x, w)
+
+        contestants["ours, plain PyTorch"] = (plain, (value, locations, weights))
+    contestants["ours"] = (
+        lambda v, x, w: multi_scale_deformable_attention(v, spatial_shapes, x, w),
+        (value, locations, weights),
+    )
+    contestants["ours, fused"] = (
+        lambda v, x, w: deformable_attention(v, spatial_shapes, reference_points, x, w),
+        (value, offsets, logits),
+    )
+    return contestants
+
+
+def synchronize(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def run_forward(function, tensors):
+    with torch.no_grad():
+        return function(*tensors)
+
+
+def run_both(function, tensors):
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    output = function(*leaves)
+    return torch.autograd.grad(output, leaves, torch.ones_like(output))
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def peak_memory(function, device):
+    """Bytes over what was there before, results included."""
+    function()
+    gc.collect()
+    if platform.system() == "Linux":
+        # Else memory that was freed counts as being there.
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    if device.type == "cuda":
+        synchronize(device)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        synchronize(device)
+        return torch.cuda.max_memory_allocated() - before
+    before = peak = resident_bytes()
+    done = threading.Event()
+
+    def watch():
+        nonlocal peak
+        while not done.wait(0.0005):
+            peak = max(peak, resident_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    result = function()
+    peak = max(peak, resident_bytes())
+    done.set()
+    watcher.join()
+    del result
+    return peak - before
+
+
+def check(name, function, tensors, oracle, tolerance):
+    error = ((run_forward(function, tensors).double() - oracle).norm() / oracle.norm()).item()
+    # The fallback has locations in the dtype of the values; that is its own error.
+    if error > tolerance and name.startswith("ours"):
+        raise AssertionError(f"{name}: relative error {error:.1e}")
+    return error
+
+
+def measure(contestants, device, repeats):
+    """Milliseconds of each contestant, forward and forward + backward. Rounds are interleaved: load hits all alike."""
+    times = {name: {"forward": [], "forward + backward": []} for name in contestants}
+    for repeat in range(repeats):
+        for name, (function, tensors) in contestants.items():
+            for kind, run in (("forward", run_forward), ("forward + backward", run_both)):
+                # What takes seconds is known well enough after two runs.
+                if repeat >= 2 and min(times[name][kind]) > 1000:
+                    continue
+                synchronize(device)
+                start = time.perf_counter()
+                run(function, tensors)
+                synchronize(device)
+                times[name][kind].append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def machine(device):
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+        name = f"{name or platform.processor()}, {torch.backends.cpu.get_cpu_capability()}"
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in ("torch", "transformers")},
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
+    parser.add_argument("--peers", nargs="*", default=["compile", "torch-ms-deform-attn", "torch"])
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    peers = set(arguments.peers)
+    if "torch-ms-deform-attn" in peers and importlib.util.find_spec("torch_ms_deform_attn") is None:
+        print("torch-ms-deform-attn is not installed and is left out.")
+        peers.remove("torch-ms-deform-attn")
+
+    rows = []
+    for shape in arguments.shapes:
+        for dtype in (getattr(torch, name) for name in arguments.dtypes):
+            inputs = make_arguments(*SHAPES[shape], dtype, device)
+            oracle = [tensor.double() if isinstance(tensor, torch.Tensor) else tensor for tensor in inputs]
+            oracle = deformable_attention(*oracle)
+            contestants, errors, memory = {}, {}, {}
+            for name, contestant in make_contestants(inputs, peers).items():
+                try:
+                    errors[name] = check(name, *contestant, oracle, TOLERANCE[dtype])
+                    memory[name] = [
+                        peak_memory(lambda run=run, contestant=contestant: run(*contestant), device)
+                        for run in (run_forward, run_both)
+                    ]
+                except (RuntimeError, NotImplementedError, TypeError) as error:
+                    print(f"{shape}, {dtype}: {name} can not run: {str(error).splitlines()[0]}")
+                    continue
+                contestants[name] = contestant
+            times = measure(contestants, device, arguments.repeats)
+            for name, kinds in times.items():
+                rows.append(
+                    {
+                        "shape": shape,
+                        "dtype": str(dtype).removeprefix("torch."),
+                        "name": name,
+                        "error": errors[name],
+                        "forward_ms": min(kinds["forward"]),
+                        "forward_median_ms": statistics.median(kinds["forward"]),
+                        "both_ms": min(kinds["forward + backward"]),
+                        "both_median_ms": statistics.median(kinds["forward + backward"]),
+                        "forward_mib": memory[name][0] / 2**20,
+                        "both_mib": memory[name][1] / 2**20,
+                    }
+                )
+                print(json.dumps(rows[-1]), flush=True)
+
+    date = datetime.date.today().isoformat()
+    facts = machine(device) | {"date": date, "repeats": arguments.repeats}
+    stem = f"deformable_attention-{device.type}-{date}"
+    arguments.output.mkdir(exist_ok=True)
+    (arguments.output / f"{stem}.json").write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+    table = to_markdown(facts, rows)
+    (arguments.output / f"{stem}.md").write_text(table)
+    print(table)
+
+
+def to_markdown(facts, rows):
+    lines = [
+        f"# Deformable attention, {facts['date']}",
+        "",
+        ", ".join(f"{key} {value}" for key, value in facts.items()),
+        "",
+        "Milliseconds: the fastest of the repeats, which are interleaved. Ratios: how many times slower transformers' "
+        "fallback is. Memory is the peak over the inputs, outputs included. Error is relative to float64.",
+        "",
+        "| shape | dtype | implementation | forward | ratio | forward + backward | ratio | memory forward | "
+        "memory both | error |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    first = {(row["shape"], row["dtype"]): row for row in rows if row["name"] == "transformers"}
+    for row in rows:
+        base = first.get((row["shape"], row["dtype"]), row)
+        lines.append(
+            f"| {row['shape']} | {row['dtype']} | {row['name']} | {row['forward_ms']:.2f} | "
+            f"{base['forward_ms'] / row['forward_ms']:.1f} | {row['both_ms']:.2f} | "
+            f"{base['both_ms'] / row['both_ms']:.1f} | {row['forward_mib']:.0f} MiB | {row['both_mib']:.0f} MiB | "
+            f"{row['error']:.1e} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

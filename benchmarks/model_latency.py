@@ -1,0 +1,121 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""
+How long does a UN-EPT take for one image on the CPU, and what do the kernel and the fast mode change?
+
+Each preset, with random weights, runs with the attention of transformers (its `grid_sample` form), with our kernel,
+and in fast mode: bfloat16 and channels_last, once as it is and once compiled. Logits are compared before anything is
+timed.
+
+    python benchmarks/model_latency.py --repeats 7
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import platform
+import time
+from pathlib import Path
+
+import torch
+from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
+
+from unept_hf import UneptConfig, UneptForSemanticSegmentation
+from unept_hf import modeling_unept as modeling
+
+
+PRESETS = ("unept-deit-base", "unept-resnet50")
+
+
+def transformers_attention(value, spatial_shapes, reference_points, offsets, logits):
+    """What the layer would compute with transformers' fallback."""
+    locations, weights = modeling.sampling_locations_and_weights(spatial_shapes, reference_points, offsets, logits)
+    return MultiScaleDeformableAttention()(value, None, spatial_shapes, None, locations, weights, 64)
+
+
+def run_with(attention, function, pixel_values):
+    ours = modeling.deformable_attention
+    modeling.deformable_attention = attention or ours
+    try:
+        with torch.inference_mode():
+            start = time.perf_counter()
+            logits = function(pixel_values).logits
+            return time.perf_counter() - start, logits
+    finally:
+        modeling.deformable_attention = ours
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", nargs="*", default=list(PRESETS))
+    parser.add_argument("--size", type=int, default=480)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+
+    rows = []
+    for preset in arguments.presets:
+        torch.manual_seed(0)
+        model = UneptForSemanticSegmentation(UneptConfig.from_preset(preset, num_labels=150)).eval()
+        image = torch.randn(1, 3, arguments.size, arguments.size)
+        fast = UneptForSemanticSegmentation(model.config).eval()
+        fast.load_state_dict(model.state_dict())
+        fast = fast.to(torch.bfloat16, memory_format=torch.channels_last)
+        fast_image = image.to(torch.bfloat16, memory_format=torch.channels_last)
+        contestants = {
+            "float32, transformers' fallback": (transformers_attention, model, image),
+            "float32, our kernel": (None, model, image),
+            "bfloat16, channels_last, our kernel": (None, fast, fast_image),
+        }
+        if not arguments.no_compile:
+            contestants["bfloat16, channels_last, our kernel, compiled"] = (None, torch.compile(fast), fast_image)
+
+        logits = {name: run_with(*contestant)[1].float() for name, contestant in contestants.items()}
+        expected = logits["float32, transformers' fallback"]
+        errors = {name: ((got - expected).norm() / expected.norm()).item() for name, got in logits.items()}
+        assert errors["float32, our kernel"] < 1e-4, errors
+        times = {name: [] for name in contestants}
+        for _ in range(arguments.repeats):
+            for name, contestant in contestants.items():
+                times[name].append(run_with(*contestant)[0])
+        slowest = min(times["float32, transformers' fallback"])
+        for name, seconds in times.items():
+            row = {"preset": preset, "mode": name, "seconds": min(seconds), "speed-up": slowest / min(seconds)}
+            rows.append(row | {"relative error of the logits": errors[name]})
+            print(rows[-1], flush=True)
+
+    date = datetime.date.today().isoformat()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    facts = {
+        "device": f"{name or platform.processor()}, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+        **{package: importlib.metadata.version(package) for package in ("torch", "transformers", "timm")},
+        "date": date,
+        "size": arguments.size,
+        "repeats": arguments.repeats,
+    }
+    table = [
+        f"# Latency of UN-EPT for one image, {date}",
+        "",
+        ", ".join(f"{key} {value}" for key, value in facts.items()),
+        "",
+        "Seconds: the fastest of the repeats, which are interleaved.",
+        "",
+        "| preset | mode | seconds | speed-up | relative error of the logits |",
+        "| --- | --- | ---: | ---: | ---: |",
+        *[
+            f"| {preset} | {mode} | {seconds:.3f} | {speed_up:.2f} | {error:.1e} |"
+            for preset, mode, seconds, speed_up, error in (row.values() for row in rows)
+        ],
+    ]
+    arguments.output.mkdir(exist_ok=True)
+    stem = arguments.output / f"model_latency-cpu-{date}"
+    stem.with_suffix(".json").write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+    stem.with_suffix(".md").write_text("\n".join(table) + "\n")
+    print("\n".join(table))
+
+
+if __name__ == "__main__":
+    main()
