@@ -376,10 +376,10 @@ def test_training_follows_the_same_curve_with_and_without_the_kernel():
     for backend in ("cpu", "torch"):
         torch.manual_seed(0)
         model = UneptForSemanticSegmentation(config).eval()
-        optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         curve = []
         with attention_backend(backend):
-            for _ in range(6):
+            for _ in range(12):
                 loss = model(images, labels=labels).loss
                 optimizer.zero_grad()
                 loss.backward()

@@ -258,6 +258,8 @@ def _check(value, spatial_shapes, reference_points, positions, scores, names):
 def _autocast(value):
     # Locations, weights and logits stay as they are: autocast is for what there is much of.
     device = value.device.type
+    if not torch.amp.is_autocast_available(device):
+        return value
     if torch.is_autocast_enabled(device) and value.dtype == torch.float32:
         value = value.to(torch.get_autocast_dtype(device))
     return value
