@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from unept_hf.boundary import (
     DIRECTIONS,
-    angle_to_direction_labels,
+    angle_to_direction_map,
     boundary_distance_and_angle,
     boundary_targets,
     follow_direction,
@@ -45,7 +45,7 @@ def test_one_class_has_neither_boundary_nor_direction():
 
 def test_angles_and_directions_equal_the_original():
     tensors = load_file(FIXTURES / "deit_tiny.safetensors")
-    assert torch.equal(angle_to_direction_labels(tensors["fn.angle_in"]), tensors["fn.angle_bin"])
+    assert torch.equal(angle_to_direction_map(tensors["fn.angle_in"]), tensors["fn.angle_bin"])
     assert tensors["fn.direction_vectors"].tolist() == [list(direction) for direction in DIRECTIONS]
 
 

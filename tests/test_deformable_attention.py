@@ -376,6 +376,10 @@ def test_training_follows_the_same_curve_with_and_without_the_kernel():
     for backend in ("cpu", "torch"):
         torch.manual_seed(0)
         model = UneptForSemanticSegmentation(config).eval()
+        for name, parameter in model.named_parameters():
+            # The ring of the initialisation lies on the corners of cells, where gradients are one-sided.
+            if name.endswith("sampling_offsets.bias"):
+                torch.nn.init.normal_(parameter, std=2)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         curve = []
         with attention_backend(backend):

@@ -481,9 +481,7 @@ def test_boundary_targets_come_from_before_the_padding(processor):
     )
     for index, labels in enumerate(maps):
         height, width = labels.shape
-        for name, target in zip(
-            ("boundary_labels", "direction_labels"), boundary_targets(torch.from_numpy(labels).long())
-        ):
+        for name, target in zip(("boundary_map", "direction_map"), boundary_targets(torch.from_numpy(labels).long())):
             assert inputs[name].dtype == torch.int64
             assert inputs[name].shape == (2, 64, 64)
             expected = F.pad(target, (0, 64 - width, 0, 64 - height), value=255)
@@ -492,7 +490,7 @@ def test_boundary_targets_come_from_before_the_padding(processor):
 
 def test_edt_is_needed_for_boundary_targets_only(processor, monkeypatch):
     monkeypatch.setattr(boundary, "edt", None)
-    assert "boundary_labels" not in processor(photo(16, 16), blocks(16, 16))
+    assert "boundary_map" not in processor(photo(16, 16), blocks(16, 16))
     assert "labels" not in processor(photo(16, 16), do_boundary_targets=True)
     with pytest.raises(ImportError, match="edt"):
         processor(photo(16, 16), blocks(16, 16), do_boundary_targets=True)

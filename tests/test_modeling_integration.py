@@ -278,23 +278,9 @@ class Dataset(torch.utils.data.Dataset):
 
 
 @pytest.mark.floor
-@pytest.mark.parametrize(
-    "label_names",
-    [
-        ["labels"],
-        pytest.param(
-            None,
-            marks=pytest.mark.xfail(
-                reason="Trainer takes every argument of forward with 'label' in its name for required labels",
-                strict=True,
-            ),
-        ),
-    ],
-)
-def test_trainer(label_names, tmp_path):
+def test_trainer(tmp_path):
     arguments = TrainingArguments(
         tmp_path,
-        label_names=label_names,
         max_steps=2,
         per_device_train_batch_size=2,
         per_device_eval_batch_size=2,

@@ -63,10 +63,10 @@ def test_loss_is_the_weighted_sum_of_its_terms():
 
 def test_labels_alone_give_the_loss_of_precomputed_targets():
     model, labels = tiny_model(), blocks()
-    boundary_labels, direction_labels = boundary_targets(labels)
-    given = model(images(), labels=labels, boundary_labels=boundary_labels, direction_labels=direction_labels)
+    boundary_map, direction_map = boundary_targets(labels)
+    given = model(images(), labels=labels, boundary_map=boundary_map, direction_map=direction_map)
     torch.testing.assert_close(given.loss, model(images(), labels=labels).loss, atol=0, rtol=0)
-    other = model(images(), labels=labels, boundary_labels=1 - boundary_labels, direction_labels=direction_labels)
+    other = model(images(), labels=labels, boundary_map=1 - boundary_map, direction_map=direction_map)
     assert other.loss_dict["boundary"] != given.loss_dict["boundary"]
 
 
@@ -247,14 +247,14 @@ def test_wrong_pixel_values(pixel_values, message):
         ({"labels": torch.zeros(2, 64, 96)}, "integer dtype, got torch.float32"),
         ({"labels": torch.full((2, 64, 96), 5)}, "labels has the value 5, but has to lie in 0..4"),
         ({"labels": torch.full((2, 64, 96), -1)}, "do_reduce_labels"),
-        ({"boundary_labels": torch.zeros(2, 64, 96).long()}, "have to be given together"),
+        ({"boundary_map": torch.zeros(2, 64, 96).long()}, "have to be given together"),
         (
-            {"boundary_labels": torch.full((2, 64, 96), 2), "direction_labels": torch.zeros(2, 64, 96).long()},
-            "boundary_labels has the value 2",
+            {"boundary_map": torch.full((2, 64, 96), 2), "direction_map": torch.zeros(2, 64, 96).long()},
+            "boundary_map has the value 2",
         ),
         (
-            {"boundary_labels": torch.zeros(2, 64, 96).long(), "direction_labels": torch.full((2, 64, 96), 8)},
-            "direction_labels has the value 8",
+            {"boundary_map": torch.zeros(2, 64, 96).long(), "direction_map": torch.full((2, 64, 96), 8)},
+            "direction_map has the value 8",
         ),
     ],
 )
@@ -293,7 +293,7 @@ def test_queries_start_at_their_own_place_on_every_level():
         attention = layer.cross_attn if hasattr(layer, "cross_attn") else layer.self_attn
         nn.init.zeros_(attention.sampling_offsets.weight)
         nn.init.zeros_(attention.sampling_offsets.bias)
-    locations = model(images(1, 64, 96), output_sampling_locations=True).sampling_locations[-1]
+    locations = model(images(1, 64, 96), output_attentions=True).sampling_locations[-1]
     rows, columns = torch.meshgrid(torch.arange(8), torch.arange(12), indexing="ij")
     expected = torch.stack(((columns + 0.5) / 12, (rows + 0.5) / 8), dim=-1).flatten(0, 1)
     torch.testing.assert_close(locations, expected[None, :, None, None, None].expand_as(locations))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from unept_hf import UneptConfig, UneptForSemanticSegmentation
-from unept_hf.boundary import angle_to_direction_labels, distance_to_boundary_labels
+from unept_hf.boundary import angle_to_direction_map, distance_to_boundary_map
 from unept_hf.modeling_unept import cell_centers, sine_position_embedding
 
 
@@ -91,8 +91,8 @@ class Reference:
     def targets(self):
         return {
             "labels": self["inputs.labels"][:, 0],
-            "boundary_labels": distance_to_boundary_labels(self["inputs.distance_map"][:, 0]),
-            "direction_labels": angle_to_direction_labels(self["inputs.angle_map"][:, 0]),
+            "boundary_map": distance_to_boundary_map(self["inputs.distance_map"][:, 0]),
+            "direction_map": angle_to_direction_map(self["inputs.angle_map"][:, 0]),
         }
 
     def train(self, batch_norm):
@@ -112,7 +112,10 @@ def test_every_intermediate_equals_the_original(reference):
     model, got = reference.model, {}
 
     def record(name, module):
-        module.register_forward_hook(lambda module, args, output: got.__setitem__(name, output))
+        def keep(module, args, output):
+            got[name] = output[0] if isinstance(output, tuple) else output
+
+        module.register_forward_hook(keep)
 
     for level, projection in enumerate(model.model.input_projections):
         record(f"level{level}", projection)

@@ -85,7 +85,7 @@ def boundary_distance_and_angle(
     return distance, angle.astype(np.float32)
 
 
-def distance_to_boundary_labels(distance: Tensor, max_distance: int = 5) -> Tensor:
+def distance_to_boundary_map(distance: Tensor, max_distance: int = 5) -> Tensor:
     """
     1 for boundary pixels and 0 for the others, int64, in the shape of `distance` (pixels, any real dtype). A pixel
     belongs to the boundary when its distance, cut to whole pixels, is at most `max_distance`.
@@ -93,7 +93,7 @@ def distance_to_boundary_labels(distance: Tensor, max_distance: int = 5) -> Tens
     return (distance < max_distance + 1).long()
 
 
-def angle_to_direction_labels(angle: Tensor) -> Tensor:
+def angle_to_direction_map(angle: Tensor) -> Tensor:
     """
     Direction 0..7 (see `DIRECTIONS`), int64, in the shape of `angle` (degrees, any real dtype). The bins are 45
     degrees wide, open below and closed above. Angles above 157.5, a padding value of 255 among them, give 0.
@@ -145,8 +145,8 @@ def boundary_targets(
     if height > 0:
         distance, angle = boundary_distance_and_angle(label_map[:height, :width], ignore_index, min_class_pixels)
         angle = torch.from_numpy(angle)
-        boundary[:height, :width] = distance_to_boundary_labels(torch.from_numpy(distance), max_distance)
-        direction[:height, :width] = torch.where(angle.isnan(), ignore_index, angle_to_direction_labels(angle))
+        boundary[:height, :width] = distance_to_boundary_map(torch.from_numpy(distance), max_distance)
+        direction[:height, :width] = torch.where(angle.isnan(), ignore_index, angle_to_direction_map(angle))
         if ignore_unlabelled:
             boundary[~torch.from_numpy(labelled)] = ignore_index
             direction[~torch.from_numpy(labelled)] = ignore_index
@@ -220,10 +220,10 @@ def refine_label_map(
 
 __all__ = [
     "DIRECTIONS",
-    "angle_to_direction_labels",
+    "angle_to_direction_map",
     "boundary_distance_and_angle",
     "boundary_targets",
-    "distance_to_boundary_labels",
+    "distance_to_boundary_map",
     "follow_direction",
     "refine_label_map",
     "refine_logits",

@@ -314,7 +314,7 @@ class UneptPreprocessing:
         Returns:
             `pixel_values` `(batch_size, 3, height, width)`, float32, padded at the bottom and right with 0 (the mean
             colour); `image_sizes` `(batch_size, 2)`, int64, (height, width) of each image within that; and with label
-            maps `labels`, with `do_boundary_targets` also `boundary_labels` and `direction_labels`, each
+            maps `labels`, with `do_boundary_targets` also `boundary_map` and `direction_map`, each
             `(batch_size, height, width)`, int64, padded with 255.
 
         Raises:
@@ -430,7 +430,7 @@ class UneptPreprocessing:
             if do_boundary_targets:
                 # Before the padding, which would make boundaries of its own.
                 pairs = [boundary_targets(labels, ignore_index=IGNORE_INDEX) for labels in targets["labels"]]
-                targets["boundary_labels"], targets["direction_labels"] = (list(maps) for maps in zip(*pairs))
+                targets["boundary_map"], targets["direction_map"] = (list(maps) for maps in zip(*pairs))
             for name, maps in targets.items():
                 if do_pad:
                     margins = [(0, padded_size[1] - width, 0, padded_size[0] - height) for height, width in sizes]

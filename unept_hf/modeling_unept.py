@@ -24,8 +24,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
+from transformers.utils.generic import can_return_tuple
 
 from .boundary import DIRECTIONS, boundary_targets, refine_logits
 from .configuration_unept import UneptConfig
@@ -59,7 +58,7 @@ class UneptModelOutput(ModelOutput):
         attentions (`tuple[torch.Tensor]`, *optional*, with `output_attentions=True`):
             Weights of each deformable attention, encoder before decoder, of shape
             `(batch_size, queries, num_attention_heads, levels, num_sampling_points)`.
-        sampling_locations (`tuple[torch.Tensor]`, *optional*, with `output_sampling_locations=True`):
+        sampling_locations (`tuple[torch.Tensor]`, *optional*, with `output_attentions=True`):
             Where those samples are taken, (x, y) as fractions of the level, of shape
             `(batch_size, queries, num_attention_heads, levels, num_sampling_points, 2)`.
     """
@@ -92,7 +91,7 @@ class UneptSemanticSegmenterOutput(ModelOutput):
         logits_sizes (`torch.Tensor` of shape `(batch_size, 2)`, *optional*, with `image_sizes`):
             Rows and columns of the logits that each image of a padded batch covers, float32.
         hidden_states, attentions, sampling_locations:
-            See [`UneptModelOutput`]. The locations come with the attentions.
+            See [`UneptModelOutput`].
     """
 
     loss: Tensor | None = None
@@ -174,22 +173,20 @@ class UneptDeformableAttention(nn.Module):
         value_states: Tensor,
         spatial_shapes: SpatialShapes,
         reference_points: Tensor,
-        output_attentions: bool | None = None,
-        output_sampling_locations: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """The output, and with `output_attentions` the weights and locations of its samples."""
         batch, queries, _ = hidden_states.shape
         shape = (batch, queries, self.num_heads, self.num_levels, self.num_points)
         value = self.value_proj(value_states).unflatten(-1, (self.num_heads, -1))
         offsets = self.sampling_offsets(hidden_states).view(*shape, 2)
         logits = self.attention_weights(hidden_states).view(shape)
-        weights = locations = None
-        if output_attentions or output_sampling_locations:
-            locations, weights = sampling_locations_and_weights(spatial_shapes, reference_points, offsets, logits)
-            output = multi_scale_deformable_attention(value, spatial_shapes, locations, weights)
-        else:
+        if not output_attentions:
             output = deformable_attention(value, spatial_shapes, reference_points, offsets, logits)
-        return self.output_proj(output), weights, locations
+            return self.output_proj(output), None
+        locations, weights = sampling_locations_and_weights(spatial_shapes, reference_points, offsets, logits)
+        output = multi_scale_deformable_attention(value, spatial_shapes, locations, weights)
+        return self.output_proj(output), (weights, locations)
 
 
 class UneptPointwiseAttention(nn.Module):
@@ -290,14 +287,14 @@ class UneptEncoderLayer(GradientCheckpointingLayer):
         position_embeddings: Tensor,
         spatial_shapes: SpatialShapes,
         reference_points: Tensor,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> Tensor:
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, tuple]:
         # The position is added to the query alone; the value is the plain pyramid.
-        attention_output, _, _ = self.self_attn(
-            hidden_states + position_embeddings, hidden_states, spatial_shapes, reference_points, **kwargs
+        attention_output, samples = self.self_attn(
+            hidden_states + position_embeddings, hidden_states, spatial_shapes, reference_points, output_attentions
         )
         hidden_states = self.self_attn_layer_norm(hidden_states + self.dropout(attention_output))
-        return self.final_layer_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
+        return self.final_layer_norm(hidden_states + self.dropout(self.mlp(hidden_states))), (samples,)
 
 
 class UneptDecoderLayer(GradientCheckpointingLayer):
@@ -325,20 +322,23 @@ class UneptDecoderLayer(GradientCheckpointingLayer):
         spatial_shapes: SpatialShapes,
         query_shape: tuple[int, int],
         reference_points: Tensor,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> Tensor:
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, tuple]:
+        samples = ()
         if isinstance(self.self_attn, UneptDeformableAttention):
-            attention_output, _, _ = self.self_attn(
-                hidden_states, hidden_states, [query_shape], reference_points, **kwargs
+            attention_output, self_samples = self.self_attn(
+                hidden_states, hidden_states, [query_shape], reference_points, output_attentions
             )
+            samples += (self_samples,)
         else:
             attention_output = self.self_attn(hidden_states)
         hidden_states = self.self_attn_layer_norm(hidden_states + self.dropout(attention_output))
-        attention_output, _, _ = self.cross_attn(
-            hidden_states, encoder_hidden_states, spatial_shapes, reference_points, **kwargs
+        attention_output, cross_samples = self.cross_attn(
+            hidden_states, encoder_hidden_states, spatial_shapes, reference_points, output_attentions
         )
+        samples += (cross_samples,)
         hidden_states = self.cross_attn_layer_norm(hidden_states + self.dropout(attention_output))
-        return self.final_layer_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
+        return self.final_layer_norm(hidden_states + self.dropout(self.mlp(hidden_states))), samples
 
 
 class ContiguousGradient(torch.autograd.Function):
@@ -526,30 +526,21 @@ class UneptModel(UneptPreTrainedModel):
     UN-EPT without its heads: backbone, feature pyramid and context encoder; spatial branch and queries; decoder.
     """
 
-    _can_record_outputs = {
-        "hidden_states": [UneptEncoderLayer, UneptDecoderLayer],
-        "attentions": OutputRecorder(UneptDeformableAttention, index=1),
-        "sampling_locations": OutputRecorder(UneptDeformableAttention, index=2),
-    }
-
     def __init__(self, config: UneptConfig):
         super().__init__(config)
-        backbone = create_backbone(config)
+        self.backbone = create_backbone(config)
         self.size_divisor = config.query_stride
         if config.backbone_config.model_type == "timm_backbone":
-            self.size_divisor = math.lcm(self.size_divisor, *backbone._backbone.feature_info.reduction())
+            self.size_divisor = math.lcm(self.size_divisor, *self.backbone._backbone.feature_info.reduction())
         self.input_projections = nn.ModuleList(
             nn.Conv2d(channels, config.hidden_size, kernel_size=1)
-            for channels in backbone.channels[-config.num_feature_levels :]
+            for channels in self.backbone.channels[-config.num_feature_levels :]
         )
         self.level_embed = nn.Parameter(torch.empty(config.num_feature_levels, config.hidden_size))
         self.encoder_layers = nn.ModuleList(UneptEncoderLayer(config) for _ in range(config.encoder_layers))
         self.spatial_branch = UneptSpatialBranch(config) if config.use_spatial_branch else None
         self.query_embeddings = nn.Parameter(torch.empty(1, config.hidden_size, *config.query_grid_size))
         self.decoder_layers = nn.ModuleList(UneptDecoderLayer(config) for _ in range(config.decoder_layers))
-        # Before the backbone is attached: those of transformers have their hooks already, and would get them twice.
-        maybe_install_capturing_hooks(self)
-        self.backbone = backbone
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -579,14 +570,19 @@ class UneptModel(UneptPreTrainedModel):
                 f"with size_divisor={self.size_divisor}."
             )
 
-    @merge_with_config_defaults
-    @capture_outputs
-    def forward(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> UneptModelOutput:
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> UneptModelOutput:
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
                 Normalised images. Height and width have to be multiples of the model's stride, `size_divisor`.
-            output_hidden_states, output_attentions, output_sampling_locations, return_dict:
+            output_attentions, output_hidden_states, return_dict:
                 See [`UneptModelOutput`].
 
         Returns:
@@ -598,8 +594,10 @@ class UneptModel(UneptPreTrainedModel):
         self._check_pixel_values(pixel_values)
         pixel_values = pixel_values.to(self.level_embed.dtype)
         height, width = pixel_values.shape[-2:]
-        if kwargs.get("output_attentions") is None:
-            kwargs["output_attentions"] = self.config.output_attentions
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         # Half precision can not tell neighbouring cells apart.
         location_dtype = torch.promote_types(pixel_values.dtype, torch.float32)
 
@@ -622,10 +620,14 @@ class UneptModel(UneptPreTrainedModel):
             ]
         ).to(hidden_states.dtype)
         reference_points = cell_centers(spatial_shapes, hidden_states.device, location_dtype)
+        all_hidden_states, all_samples = (hidden_states,) if output_hidden_states else None, ()
         for encoder_layer in self.encoder_layers:
-            hidden_states = encoder_layer(
-                hidden_states, position_embeddings, spatial_shapes, reference_points, **kwargs
+            hidden_states, samples = encoder_layer(
+                hidden_states, position_embeddings, spatial_shapes, reference_points, output_attentions
             )
+            all_samples += samples
+            if output_hidden_states:
+                all_hidden_states += (hidden_states,)
         encoder_hidden_states = hidden_states
 
         query_shape = (height // self.config.query_stride, width // self.config.query_stride)
@@ -637,14 +639,25 @@ class UneptModel(UneptPreTrainedModel):
         hidden_states = queries.expand(pixel_values.shape[0], -1, -1, -1).flatten(2).transpose(1, 2)
         reference_points = cell_centers([query_shape], hidden_states.device, location_dtype)
         for decoder_layer in self.decoder_layers:
-            hidden_states = decoder_layer(
-                hidden_states, encoder_hidden_states, spatial_shapes, query_shape, reference_points, **kwargs
+            hidden_states, samples = decoder_layer(
+                hidden_states,
+                encoder_hidden_states,
+                spatial_shapes,
+                query_shape,
+                reference_points,
+                output_attentions,
             )
+            all_samples += samples
+            if output_hidden_states:
+                all_hidden_states += (hidden_states,)
         return UneptModelOutput(
             last_hidden_state=hidden_states,
             encoder_last_hidden_state=encoder_hidden_states,
             spatial_features=spatial_features,
             query_shape=query_shape,
+            hidden_states=all_hidden_states,
+            attentions=tuple(weights for weights, _ in all_samples) if output_attentions else None,
+            sampling_locations=tuple(locations for _, locations in all_samples) if output_attentions else None,
         )
 
 
@@ -670,8 +683,8 @@ def segmentation_loss(
     config: UneptConfig,
     boundary_logits: Tensor | None = None,
     direction_logits: Tensor | None = None,
-    boundary_labels: Tensor | None = None,
-    direction_labels: Tensor | None = None,
+    boundary_map: Tensor | None = None,
+    direction_map: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """
     The unweighted terms of the loss (section 3.4). Each is finite and differentiable, also when no pixel counts.
@@ -682,8 +695,8 @@ def segmentation_loss(
         config: has the ignored label and the conventions.
         boundary_logits: `(batch, 2, h, w)`; without them the segmentation term is all there is.
         direction_logits: `(batch, 8, h, w)`.
-        boundary_labels: `(batch, height, width)`, int64, 0 or 1 or ignored.
-        direction_labels: `(batch, height, width)`, int64, 0..7 or ignored.
+        boundary_map: `(batch, height, width)`, int64, 0 or 1 or ignored.
+        direction_map: `(batch, height, width)`, int64, 0..7 or ignored.
 
     Returns:
         `segmentation` and, with boundary logits, `boundary`, `direction` and `refined_segmentation`; float32 `()`.
@@ -700,15 +713,15 @@ def segmentation_loss(
         return losses
     boundary_logits = upsample(boundary_logits, align_corners=config.boundary_align_corners)
     direction_logits = upsample(direction_logits, align_corners=config.boundary_align_corners)
-    losses["boundary"] = balanced_cross_entropy(boundary_logits, boundary_labels, ignore_index)
+    losses["boundary"] = balanced_cross_entropy(boundary_logits, boundary_map, ignore_index)
 
     boundary_probability = boundary_logits.detach().softmax(dim=1)[:, 1]
     if config.direction_loss_region == "predicted":
         region = boundary_probability > config.boundary_threshold
     else:
-        region = boundary_labels == 1
+        region = boundary_map == 1
     losses["direction"] = balanced_cross_entropy(
-        direction_logits, torch.where(region, direction_labels, ignore_index), ignore_index
+        direction_logits, torch.where(region, direction_map, ignore_index), ignore_index
     )
 
     score = boundary_probability if config.refinement_score == "probability" else boundary_logits[:, 1]
@@ -751,9 +764,11 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
         self,
         pixel_values: Tensor,
         labels: Tensor | None = None,
-        boundary_labels: Tensor | None = None,
-        direction_labels: Tensor | None = None,
+        boundary_map: Tensor | None = None,
+        direction_map: Tensor | None = None,
         image_sizes: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> UneptSemanticSegmenterOutput:
         r"""
@@ -762,14 +777,14 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
                 Normalised images. Height and width have to be multiples of the model's stride.
             labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
                 Class of each pixel, or `config.semantic_loss_ignore_index`. With them the loss is computed.
-            boundary_labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
+            boundary_map (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
                 1 for boundary pixels, 0 for others, or the ignored label; made from `labels` when missing.
-            direction_labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
+            direction_map (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
                 Direction 0..7 that leads away from the nearest boundary, or the ignored label; as above.
             image_sizes (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*):
                 Height and width of each image within a padded batch, from which the post-processing learns what is
                 padding. The model itself does not look at them.
-            output_hidden_states, output_attentions, return_dict:
+            output_attentions, output_hidden_states, return_dict:
                 See [`UneptSemanticSegmenterOutput`].
 
         Returns:
@@ -780,16 +795,19 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
         """
         if labels is not None:
             self._check_labels("labels", labels, pixel_values, self.config.num_labels)
-            if (boundary_labels is None) != (direction_labels is None):
-                raise ValueError("boundary_labels and direction_labels have to be given together.")
-            if boundary_labels is not None:
-                self._check_labels("boundary_labels", boundary_labels, pixel_values, 2)
-                self._check_labels("direction_labels", direction_labels, pixel_values, len(DIRECTIONS))
+            if (boundary_map is None) != (direction_map is None):
+                raise ValueError("boundary_map and direction_map have to be given together.")
+            if boundary_map is not None:
+                self._check_labels("boundary_map", boundary_map, pixel_values, 2)
+                self._check_labels("direction_map", direction_map, pixel_values, len(DIRECTIONS))
 
-        output_attentions = kwargs.get("output_attentions")
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
-        outputs = self.model(pixel_values, output_sampling_locations=output_attentions, return_dict=True, **kwargs)
+        outputs = self.model(
+            pixel_values,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+            **kwargs,
+        )
         decoder_features = outputs.last_hidden_state.transpose(1, 2).unflatten(2, outputs.query_shape)
         logits = self.classifier(decoder_features)
         boundary_logits = direction_logits = None
@@ -800,8 +818,8 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
         loss = loss_dict = None
         if labels is not None:
             labels = labels.long()
-            if boundary_logits is not None and boundary_labels is None:
-                boundary_labels, direction_labels = boundary_targets(
+            if boundary_logits is not None and boundary_map is None:
+                boundary_map, direction_map = boundary_targets(
                     labels,
                     ignore_index=self.config.semantic_loss_ignore_index,
                     max_distance=self.config.max_boundary_distance,
@@ -809,7 +827,7 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
                     min_class_pixels=self.config.min_boundary_class_pixels,
                 )
             losses = segmentation_loss(
-                logits, labels, self.config, boundary_logits, direction_logits, boundary_labels, direction_labels
+                logits, labels, self.config, boundary_logits, direction_logits, boundary_map, direction_map
             )
             loss = sum(getattr(self.config, f"{name}_loss_weight") * value for name, value in losses.items())
             loss_dict = {name: value.detach() for name, value in losses.items()}
