@@ -5,6 +5,7 @@ on two CPU cores, saves it, loads it back through `pipeline`, and writes picture
     python examples/quickstart.py
 """
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -150,11 +151,12 @@ def main(args: list[str] | None = None) -> dict[str, float]:
             "UN-EPT": segment(segmenter, photograph),
         },
     )
+    (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print(f"\n{arguments.test_scenes} held-out scenes, intersection over union:")
     for name, value in zip(SYNTHETIC_CLASSES, iou):
         print(f"  {name:10} {value:.3f}")
     print(f"mIoU {metrics['mean_iou']:.3f}, pixel accuracy {metrics['pixel_accuracy']:.3f}")
-    print(f"Model and pictures are in {output_dir}: model/, scene.png, photograph.png")
+    print(f"Everything is in {output_dir}: model/, scene.png, photograph.png, metrics.json")
     return metrics
 
 
