@@ -312,3 +312,14 @@ def test_trainer(tmp_path):
     # The loss of accumulated batches is their mean, not their sum.
     assert trainer.state.log_history[0]["loss"] == pytest.approx(metrics["eval_loss"], rel=0.3)
     assert trainer.predict(Dataset()).predictions.shape == (5, 4, 8, 12)
+
+
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa", "flex_attention"])
+def test_attention_is_chosen_for_the_decoder(attn_implementation, tmp_path):
+    """By name for the whole model, whatever the backbone has: a ResNet has no attention at all."""
+    backbone_config = ResNetConfig(embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4, out_indices=[2, 3, 4])
+    for fields in ({}, {"backbone_config": backbone_config}):
+        config = UneptConfig.from_preset("unept-tiny", decoder_self_attention="dense", **fields)
+        UneptForSemanticSegmentation(config).save_pretrained(tmp_path)
+        model = UneptForSemanticSegmentation.from_pretrained(tmp_path, attn_implementation=attn_implementation)
+        assert model.config._attn_implementation == attn_implementation

@@ -108,6 +108,9 @@ class UneptSemanticSegmenterOutput(ModelOutput):
 def create_backbone(config: UneptConfig, **kwargs) -> PreTrainedModel:
     """The backbone that `config.backbone_config` describes, with random weights; `kwargs` go to timm."""
     backbone_config = config.backbone_config
+    # A choice for the whole model is meant for the decoder: a backbone may not have that attention, or none at all.
+    if backbone_config._attn_implementation == config._attn_implementation != "eager":
+        backbone_config._attn_implementation = None
     if backbone_config.model_type != "timm_backbone":
         return AutoBackbone.from_config(backbone_config)
     # A TimmBackboneConfig drops arguments of timm.create_model, so they travel in its model_args.
@@ -615,7 +618,8 @@ class UneptModel(UneptPreTrainedModel):
         hidden_states = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
         position_embeddings = torch.cat(
             [
-                sine_position_embedding(*shape, self.config.hidden_size, hidden_states.device) + level_embed
+                sine_position_embedding(*shape, self.config.hidden_size, hidden_states.device)
+                + level_embed.to(hidden_states.device)
                 for shape, level_embed in zip(spatial_shapes, self.level_embed)
             ]
         ).to(hidden_states.dtype)
@@ -631,11 +635,11 @@ class UneptModel(UneptPreTrainedModel):
         encoder_hidden_states = hidden_states
 
         query_shape = (height // self.config.query_stride, width // self.config.query_stride)
-        queries = self.interpolate_query_embeddings(*query_shape).to(hidden_states.dtype)
+        queries = self.interpolate_query_embeddings(*query_shape).to(hidden_states)
         spatial_features = None
         if self.spatial_branch is not None:
             spatial_features = self.spatial_branch(pixel_values)
-            queries = spatial_features + queries
+            queries = spatial_features.to(hidden_states) + queries
         hidden_states = queries.expand(pixel_values.shape[0], -1, -1, -1).flatten(2).transpose(1, 2)
         reference_points = cell_centers([query_shape], hidden_states.device, location_dtype)
         for decoder_layer in self.decoder_layers:
