@@ -85,6 +85,11 @@ def load_original_state_dict(path: str | Path) -> dict[str, Tensor]:
     strangers = [str(key) for key, value in checkpoint.items() if not isinstance(value, Tensor)]
     if strangers:
         raise ValueError(f"{path}: these entries of the state dict are no tensors: {', '.join(strangers)}.")
+    if not all(isinstance(key, str) for key in checkpoint):
+        raise ValueError(f"{path} holds no state dict: its keys are no names of weights.")
+    not_finite = [key for key, value in checkpoint.items() if not value.isfinite().all()]
+    if not_finite:
+        raise ValueError(f"{path}: these weights hold NaN or infinite values: {', '.join(not_finite)}.")
     return {key.removeprefix("module."): value for key, value in checkpoint.items()}
 
 

@@ -64,6 +64,10 @@ def test_unknown_preset_lists_the_known_ones():
         ({"backbone_config": {"model_type": "resnett"}}, "resnett"),
         ({"backbone_config": {"model_type": "bert"}}, "is not a backbone"),
         ({"use_pretrained_backbone": True}, "load_pretrained_backbone"),
+        ({"num_labels": 0}, "num_labels has to be at least 1, got 0"),
+        ({"boundary_loss_weight": -3.0}, "boundary_loss_weight has to be a finite number of at least 0, got -3.0"),
+        ({"direction_loss_weight": float("nan")}, "direction_loss_weight has to be a finite number"),
+        ({"boundary_threshold": 2.0}, r"boundary_threshold is a probability within \[0, 1\], got 2.0"),
     ],
 )
 def test_wrong_combinations_name_the_field_and_the_remedy(fields, message):
@@ -118,3 +122,26 @@ def test_presets_are_not_shared():
 def test_the_switches_of_the_ablation(fields):
     config = UneptConfig.from_preset("unept-resnet50", **fields)
     assert all(getattr(config, name) == value for name, value in fields.items())
+
+
+def test_overrides_are_checked_together(tmp_path):
+    UneptConfig.from_preset("unept-tiny", id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1}).save_pretrained(
+        tmp_path
+    )
+    assert UneptConfig.from_pretrained(tmp_path).id2label == {0: "a", 1: "b"}
+    assert UneptConfig.from_pretrained(tmp_path, num_labels=2).id2label == {0: "a", 1: "b"}
+    config = UneptConfig.from_pretrained(tmp_path, num_labels=300, semantic_loss_ignore_index=-100)
+    assert config.num_labels == 300
+    renamed = UneptConfig.from_pretrained(
+        tmp_path, id2label={0: "x", 1: "y", 2: "z"}, label2id={"x": 0, "y": 1, "z": 2}
+    )
+    assert renamed.num_labels == 3
+    for fields, message in (
+        ({"loss_reduction": "mean"}, "loss_reduction has to be one of"),
+        ({"semantic_loss_ignore_index": 1}, "is one of the 2 classes"),
+        ({"num_attention_heads": 7}, "does not divide"),
+    ):
+        with pytest.raises(StrictDataclassClassValidationError, match=message):
+            UneptConfig.from_pretrained(tmp_path, **fields)
+    config, unused = UneptConfig.from_pretrained(tmp_path, dropout=0.0, other=1, return_unused_kwargs=True)
+    assert (config.dropout, unused) == (0.0, {"other": 1})

@@ -747,3 +747,22 @@ def test_memory_of_a_large_image(alone):
     """150 classes at 1024x2048 are 1.2 GB of scores, which must not exist unless they are asked for."""
     assert alone["large"] == [1024, 2048]
     assert alone["megabytes"] < 300
+
+
+def test_another_ignore_index(processor):
+    labels = [np.full((64, 64), 290), np.full((64, 128), 290)]
+    labels[0][:16] = -100
+    batch = processor(
+        [np.zeros((*one.shape, 3), np.uint8) for one in labels],
+        labels,
+        size={"shortest_edge": 64, "longest_edge": 128},
+        ignore_index=-100,
+        do_reduce_labels=True,
+        do_boundary_targets=True,
+        return_tensors="pt",
+    )
+    assert batch["labels"].unique().tolist() == [-100, 289]
+    assert (batch["labels"][0, :, 64:] == -100).all()
+    assert set(batch["boundary_map"].unique().tolist()) == {-100, 0, 1}
+    with pytest.raises(ValueError, match=r"negative label -1.*ignore_index=-100"):
+        processor(np.zeros((16, 16, 3), np.uint8), np.full((16, 16), -1), ignore_index=-100)

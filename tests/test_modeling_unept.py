@@ -233,6 +233,7 @@ def test_image_sizes_become_sizes_of_the_logits():
         (torch.zeros(1, 1, 64, 64), r"\(batch, 3, height, width\), got \(1, 1, 64, 64\)"),
         (torch.zeros(3, 64, 64), r"got \(3, 64, 64\)"),
         (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "floating point dtype, got torch.uint8"),
+        (None, "pixel_values has to be a tensor, got NoneType"),
     ],
 )
 def test_wrong_pixel_values(pixel_values, message):
@@ -297,6 +298,20 @@ def test_queries_start_at_their_own_place_on_every_level():
     rows, columns = torch.meshgrid(torch.arange(8), torch.arange(12), indexing="ij")
     expected = torch.stack(((columns + 0.5) / 12, (rows + 0.5) / 8), dim=-1).flatten(0, 1)
     torch.testing.assert_close(locations, expected[None, :, None, None, None].expand_as(locations))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"backbone": "nope"}, {"backbone": "test_resnet", "out_indices": [7, 8, 9]}], ids=["name", "indices"]
+)
+def test_backbones_that_timm_can_not_make(fields):
+    backbone_config = {"model_type": "timm_backbone", "out_indices": [2, 3, 4], **fields}
+    with pytest.raises(ValueError, match=r"timm can not make the backbone_config.*timm.list_models"):
+        tiny_model(backbone_config=backbone_config)
+
+
+def test_wrong_image_sizes():
+    with pytest.raises(ValueError, match=r"image_sizes has to be \(2, 2\).*got \(2,\)"):
+        tiny_model()(images(), image_sizes=[64, 96])
 
 
 def test_initialisation_is_that_of_the_original():

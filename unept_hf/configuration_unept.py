@@ -212,6 +212,18 @@ class UneptConfig(PreTrainedConfig):
             self.backbone_config, _ = consolidate_backbone_kwargs_to_config(dict(self.backbone_config))
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        # Overrides take part in the construction, so that what does not fit together is found.
+        config_dict = dict(config_dict)
+        if "num_labels" in kwargs and "id2label" not in kwargs:
+            if len(config_dict.get("id2label") or {}) != kwargs["num_labels"]:
+                config_dict.pop("id2label", None)
+                config_dict.pop("label2id", None)
+            config_dict["num_labels"] = kwargs.pop("num_labels")
+        config_dict.update({name: kwargs.pop(name) for name in cls.__annotations__ if name in kwargs})
+        return super().from_dict(config_dict, **kwargs)
+
     @property
     def num_hidden_layers(self) -> int:
         """Number of encoder and decoder layers, so of `hidden_states` less the encoder's input."""
@@ -255,6 +267,12 @@ class UneptConfig(PreTrainedConfig):
         for name in ("encoder_layers", "decoder_layers", "min_boundary_class_pixels", "max_boundary_distance"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} can not be negative, got {getattr(self, name)}.")
+        for name in ("segmentation", "boundary", "direction", "refined_segmentation"):
+            weight = getattr(self, f"{name}_loss_weight")
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"{name}_loss_weight has to be a finite number of at least 0, got {weight}.")
+        if self.refinement_score == "probability" and not 0 <= self.boundary_threshold <= 1:
+            raise ValueError(f"boundary_threshold is a probability within [0, 1], got {self.boundary_threshold}.")
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} has to lie in [0, 1), got {getattr(self, name)}.")
@@ -302,7 +320,9 @@ class UneptConfig(PreTrainedConfig):
             )
 
     def validate_labels(self):
-        """The ignored label can not be a class."""
+        """There are classes, and the ignored label is none of them."""
+        if self.num_labels < 1:
+            raise ValueError(f"num_labels has to be at least 1, got {self.num_labels}.")
         if 0 <= self.semantic_loss_ignore_index < self.num_labels:
             raise ValueError(
                 f"semantic_loss_ignore_index={self.semantic_loss_ignore_index} is one of the {self.num_labels} "

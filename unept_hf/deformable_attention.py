@@ -37,7 +37,9 @@ except ImportError:
     _triton_kernel = None
 
 _KERNELS = {"cpu": _cpu_kernel, "triton": _triton_kernel}
-_AUTOMATIC = {"cpu": "cpu", "cuda": "triton"}
+_AUTOMATIC = {"cpu": "cpu"}
+if _triton_kernel is not None:
+    _AUTOMATIC["cuda"] = "triton"
 _backend = os.environ.get("UNEPT_ATTENTION_BACKEND", "auto")
 _said: set[str] = set()
 
@@ -63,7 +65,7 @@ def _why_not(name, *arguments) -> str | None:
     if name not in _KERNELS:
         return f"it is none of auto, torch, {', '.join(_KERNELS)}"
     if _KERNELS[name] is None:
-        return f"the package unept_hf, with unept_hf.kernels.{name}, is not installed"
+        return f"there is no unept_hf.kernels.{name} in this installation"
     return _KERNELS[name].why_not(*arguments)
 
 

@@ -34,9 +34,6 @@ from .post_processing_unept import post_process_semantic_segmentation
 
 logger = logging.get_logger(__name__)
 
-# Label of pixels that have no class, and of padding.
-IGNORE_INDEX = 255
-
 
 def flatten_inputs(inputs, batch_ndim: int) -> list:
     """One list of the images in nested lists and in arrays of `batch_ndim` dimensions."""
@@ -172,7 +169,10 @@ def image_to_tensor(
 
 
 def label_map_to_tensor(
-    label_map: "PIL.Image.Image | np.ndarray | Tensor", image_size: tuple[int, int], name: str = "segmentation map"
+    label_map: "PIL.Image.Image | np.ndarray | Tensor",
+    image_size: tuple[int, int],
+    ignore_index: int = 255,
+    name: str = "segmentation map",
 ) -> Tensor:
     """
     Reads the label map of one image.
@@ -182,6 +182,7 @@ def label_map_to_tensor(
             array or tensor of `(height, width)`, `(height, width, 1)` or `(1, height, width)`, of integers of any
             dtype.
         image_size: (height, width) of the image that it belongs to.
+        ignore_index: The one label that may be negative.
         name: What messages call the label map.
 
     Returns:
@@ -212,16 +213,18 @@ def label_map_to_tensor(
     if labels.is_floating_point() and not (labels == labels.round()).all():  # NaN is unequal to itself
         raise ValueError(f"{name} holds fractions or NaN: labels have to be whole numbers.")
     labels = labels.to(torch.int64)
-    if labels.min() < 0:
+    negative = labels[(labels < 0) & (labels != ignore_index)]
+    if negative.numel() > 0:
         raise ValueError(
-            f"{name} holds the negative label {int(labels.min())}: mark pixels to ignore with {IGNORE_INDEX}."
+            f"{name} holds the negative label {int(negative.min())}: mark pixels to ignore with "
+            f"ignore_index={ignore_index}."
         )
     return labels
 
 
-def reduce_labels(labels: Tensor) -> Tensor:
-    """Moves classes down by one: 0 becomes 255 (ignore), 255 stays, and any other label n becomes n - 1."""
-    return torch.where((labels == 0) | (labels == IGNORE_INDEX), IGNORE_INDEX, labels - 1)
+def reduce_labels(labels: Tensor, ignore_index: int = 255) -> Tensor:
+    """Moves classes down by one: 0 becomes `ignore_index`, which stays, and any other label n becomes n - 1."""
+    return torch.where((labels == 0) | (labels == ignore_index), ignore_index, labels - 1)
 
 
 def resize_label_map(labels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -258,13 +261,16 @@ class UneptImageProcessorKwargs(ImagesKwargs, total=False):
         What both sides of `pixel_values` are multiples of, so that the feature grids of the model stay aligned.
     do_reduce_labels (`bool`, *optional*, defaults to `self.do_reduce_labels`):
         Whether to move the labels of segmentation maps down by one, for data sets in which 0 stands for no class: 0
-        becomes 255 and 255 stays.
+        becomes `ignore_index`, which stays.
+    ignore_index (`int`, *optional*, defaults to `self.ignore_index`):
+        Label of pixels that have no class, and of padding; `semantic_loss_ignore_index` of the model's configuration.
     do_boundary_targets (`bool`, *optional*, defaults to `self.do_boundary_targets`):
         Whether to return the targets of the boundary heads with the labels. Needs the package `edt`.
     """
 
     size_divisor: int | None
     do_reduce_labels: bool | None
+    ignore_index: int | None
     do_boundary_targets: bool | None
 
 
@@ -288,6 +294,7 @@ class UneptPreprocessing:
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
     do_reduce_labels = False
+    ignore_index = 255
     do_convert_rgb = True
     do_pad = True
     do_boundary_targets = False
@@ -306,8 +313,9 @@ class UneptPreprocessing:
                 `(height, width, channels)` or `(channels, height, width)`, paths or addresses of files, lists of
                 these, or an array or tensor of four dimensions. 8 bit, 16 bit (scaled to 8), boolean or floating
                 point. Floating point images in [0, 1] need `do_rescale=False`.
-            segmentation_maps: One label map for each image and of its size: whole numbers from 0, with 255 for pixels
-                to ignore. Given alike, with one channel or none, or as an array of three dimensions.
+            segmentation_maps: One label map for each image and of its size: whole numbers from 0, with
+                `ignore_index` (255) for pixels to ignore. Given alike, with one channel or none, or as an array of
+                three dimensions.
             kwargs: Any argument of the class, for this call only. Also `device`, `return_tensors` ("pt", "np" or
                 `None` for lists) and `pad_size`, a {"height", "width"} to pad to.
 
@@ -315,7 +323,7 @@ class UneptPreprocessing:
             `pixel_values` `(batch_size, 3, height, width)`, float32, padded at the bottom and right with 0 (the mean
             colour); `image_sizes` `(batch_size, 2)`, int64, (height, width) of each image within that; and with label
             maps `labels`, with `do_boundary_targets` also `boundary_map` and `direction_map`, each
-            `(batch_size, height, width)`, int64, padded with 255.
+            `(batch_size, height, width)`, int64, padded with `ignore_index`.
 
         Raises:
             TypeError: for inputs that are not images.
@@ -387,6 +395,7 @@ class UneptPreprocessing:
         do_convert_rgb: bool | None,
         input_data_format: str | ChannelDimension | None,
         do_reduce_labels: bool | None,
+        ignore_index: int,
         do_boundary_targets: bool | None,
         do_pad: bool | None,
         pad_size: SizeDict | None,
@@ -411,7 +420,8 @@ class UneptPreprocessing:
         self._check_channels(images, kwargs["image_mean"] if kwargs["do_normalize"] else None)
         if segmentation_maps is not None:
             # Before the images are resized, so that bad label maps are found first.
-            label_maps = self._read_label_maps(segmentation_maps, [tuple(image.shape[-2:]) for image in images])
+            sizes = [tuple(image.shape[-2:]) for image in images]
+            label_maps = self._read_label_maps(segmentation_maps, sizes, ignore_index)
 
         images = self._preprocess(images, **kwargs)
         sizes = [tuple(image.shape[-2:]) for image in images]
@@ -425,16 +435,17 @@ class UneptPreprocessing:
         data = {"pixel_values": images, "image_sizes": sizes}
 
         if segmentation_maps is not None:
-            targets = {"labels": [reduce_labels(labels) if do_reduce_labels else labels for labels in label_maps]}
-            targets["labels"] = [resize_label_map(labels, size) for labels, size in zip(targets["labels"], sizes)]
+            if do_reduce_labels:
+                label_maps = [reduce_labels(labels, ignore_index) for labels in label_maps]
+            targets = {"labels": [resize_label_map(labels, size) for labels, size in zip(label_maps, sizes)]}
             if do_boundary_targets:
                 # Before the padding, which would make boundaries of its own.
-                pairs = [boundary_targets(labels, ignore_index=IGNORE_INDEX) for labels in targets["labels"]]
+                pairs = [boundary_targets(labels, ignore_index=ignore_index) for labels in targets["labels"]]
                 targets["boundary_map"], targets["direction_map"] = (list(maps) for maps in zip(*pairs))
             for name, maps in targets.items():
                 if do_pad:
                     margins = [(0, padded_size[1] - width, 0, padded_size[0] - height) for height, width in sizes]
-                    maps = [F.pad(one, margin, value=IGNORE_INDEX) for one, margin in zip(maps, margins)]
+                    maps = [F.pad(one, margin, value=ignore_index) for one, margin in zip(maps, margins)]
                 data[name] = [self._to_backend(one, device) for one in maps]
         return BatchFeature(data=data, tensor_type=return_tensors)
 
@@ -452,7 +463,9 @@ class UneptPreprocessing:
                 "do_convert_rgb=True, or an image_mean and image_std with a value for each channel."
             )
 
-    def _read_label_maps(self, segmentation_maps, image_sizes: list[tuple[int, int]]) -> list[Tensor]:
+    def _read_label_maps(
+        self, segmentation_maps, image_sizes: list[tuple[int, int]], ignore_index: int
+    ) -> list[Tensor]:
         """The label maps `(height, width)`, int64, one for each image."""
         segmentation_maps = self.fetch_images(segmentation_maps)
         # Three dimensions are a batch only where the first counts the images. Otherwise they have one of channels.
@@ -464,7 +477,7 @@ class UneptPreprocessing:
                 "each."
             )
         return [
-            label_map_to_tensor(label_map, image_size, name=f"segmentation_maps[{index}]")
+            label_map_to_tensor(label_map, image_size, ignore_index, name=f"segmentation_maps[{index}]")
             for index, (label_map, image_size) in enumerate(zip(segmentation_maps, image_sizes))
         ]
 

@@ -40,15 +40,19 @@ class UneptImageProcessor(UneptPreprocessing, TorchvisionBackend):
         image_std (`list[float]`, *optional*, defaults to that of ImageNet):
             Standard deviation of each channel.
         do_reduce_labels (`bool`, *optional*, defaults to `False`):
-            Whether to move labels down by one, for data sets in which 0 stands for no class: 0 becomes 255, and 255
-            stays.
+            Whether to move labels down by one, for data sets in which 0 stands for no class: 0 becomes
+            `ignore_index`, which stays.
+        ignore_index (`int`, *optional*, defaults to 255):
+            Label of pixels that have no class, and of padding. Has to be the model's `semantic_loss_ignore_index`.
         do_convert_rgb (`bool`, *optional*, defaults to `True`):
             Whether to bring images to RGB. Transparent ones are laid over white.
         do_pad (`bool`, *optional*, defaults to `True`):
             Whether to pad images at the bottom and right to the largest height and width of the batch, rounded up to
             multiples of `size_divisor`.
         do_boundary_targets (`bool`, *optional*, defaults to `False`):
-            Whether to return the targets of the boundary heads with the labels. Needs the package `edt`.
+            Whether to return the targets of the boundary heads with the labels, made with the default options of
+            [`boundary_targets`]. Leave it off for a model with other ones, which makes its targets itself. Needs the
+            package `edt`.
     """
 
     def __init__(self, **kwargs: Unpack[UneptImageProcessorKwargs]):

@@ -115,13 +115,21 @@ def create_backbone(config: UneptConfig, **kwargs) -> PreTrainedModel:
         return AutoBackbone.from_config(backbone_config)
     # A TimmBackboneConfig drops arguments of timm.create_model, so they travel in its model_args.
     model_args = dict(getattr(backbone_config, "model_args", None) or {})
-    if "dynamic_img_size" not in model_args:
-        with torch.device("meta"):
-            probe = timm.create_model(backbone_config.backbone)
-        # Vision transformers of timm take one image size only, unless they are told otherwise.
-        if hasattr(probe, "dynamic_img_size"):
-            model_args["dynamic_img_size"] = True
-    return AutoBackbone.from_config(backbone_config, **model_args, **kwargs)
+    try:
+        if "dynamic_img_size" not in model_args:
+            with torch.device("meta"):
+                probe = timm.create_model(backbone_config.backbone)
+            # Vision transformers of timm take one image size only, unless they are told otherwise.
+            if hasattr(probe, "dynamic_img_size"):
+                model_args["dynamic_img_size"] = True
+        return AutoBackbone.from_config(backbone_config, **model_args, **kwargs)
+    except (AssertionError, IndexError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"timm can not make the backbone_config with backbone={backbone_config.backbone!r}, "
+            f"out_indices={backbone_config.out_indices}, output_stride={backbone_config.output_stride} and "
+            f"model_args={model_args} ({error}). timm.list_models() has the names, and "
+            "timm.create_model(name, features_only=True).feature_info the feature maps."
+        ) from error
 
 
 def sine_position_embedding(height: int, width: int, hidden_size: int, device: torch.device) -> Tensor:
@@ -558,6 +566,11 @@ class UneptModel(UneptPreTrainedModel):
         return F.interpolate(self.query_embeddings, size=(height, width), mode="bicubic", align_corners=False)
 
     def _check_pixel_values(self, pixel_values: Tensor) -> None:
+        if not isinstance(pixel_values, Tensor):
+            raise ValueError(
+                f"pixel_values has to be a tensor, got {type(pixel_values).__name__}. UneptImageProcessor makes it "
+                'with return_tensors="pt".'
+            )
         if pixel_values.dim() != 4 or pixel_values.shape[1] != self.config.num_channels:
             raise ValueError(
                 f"pixel_values has to be (batch, {self.config.num_channels}, height, width), got "
@@ -746,6 +759,8 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
         self.post_init()
 
     def _check_labels(self, name: str, labels: Tensor, pixel_values: Tensor, num_classes: int) -> None:
+        if not isinstance(labels, Tensor):
+            raise ValueError(f"{name} has to be a tensor, got {type(labels).__name__}.")
         expected = (pixel_values.shape[0], *pixel_values.shape[-2:])
         if tuple(labels.shape) != expected:
             raise ValueError(
@@ -757,10 +772,12 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
         if not torch.compiler.is_compiling() and labels.numel() > 0:
             valid = (labels >= 0) & (labels < num_classes) | (labels == self.config.semantic_loss_ignore_index)
             if not valid.all():
+                remedy = "boundary_targets makes it from the labels"
+                if name == "labels":
+                    remedy = "check num_labels, and whether the annotations need do_reduce_labels=True"
                 raise ValueError(
                     f"{name} has the value {labels[~valid][0].item()}, but has to lie in 0..{num_classes - 1} or to "
-                    f"be {self.config.semantic_loss_ignore_index} (semantic_loss_ignore_index). Check num_labels, and "
-                    "whether the annotations need do_reduce_labels=True."
+                    f"be {self.config.semantic_loss_ignore_index} (semantic_loss_ignore_index): {remedy}."
                 )
 
     @can_return_tuple
@@ -797,6 +814,13 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
         Raises:
             ValueError: for inputs of another shape, dtype or range.
         """
+        if image_sizes is not None:
+            image_sizes = torch.as_tensor(image_sizes)
+            if tuple(image_sizes.shape) != (len(pixel_values), 2):
+                raise ValueError(
+                    f"image_sizes has to be ({len(pixel_values)}, 2), height and width of each image, got "
+                    f"{tuple(image_sizes.shape)}."
+                )
         if labels is not None:
             self._check_labels("labels", labels, pixel_values, self.config.num_labels)
             if (boundary_map is None) != (direction_map is None):
