@@ -168,7 +168,6 @@ class UneptDeformableAttention(nn.Module):
 
     def __init__(self, config: UneptConfig, num_levels: int):
         super().__init__()
-        self.config = config
         self.num_heads = config.num_attention_heads
         self.num_levels = num_levels
         self.num_points = config.num_sampling_points
