@@ -613,15 +613,7 @@ def sample_bilinear(logits: np.ndarray, size: tuple[float, float], target_size: 
     return logits
 
 
-@pytest.fixture
-def one_thread():
-    """PyTorch on one thread: only then it resizes three channels by code of their own."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
+# Only on one thread PyTorch resizes three channels by code of their own.
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("channels_last", [False, True])
