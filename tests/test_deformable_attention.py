@@ -545,6 +545,13 @@ def tensors_of(outputs):
     return [tensor for item in outputs or () for tensor in tensors_of(item)] if not isinstance(outputs, str) else []
 
 
+# Those of setup.py.
+INSTRUCTION_FLAGS = {
+    "plain": [],
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
+}
+
 SANITIZED = """
 import ctypes, sys
 from hypothesis import given, settings
@@ -567,11 +574,14 @@ for bad in (float("nan"), float("inf"), -1e30, 3e9):
 
 
 @needs_kernel
-def test_kernel_under_sanitizers(tmp_path):
+@pytest.mark.parametrize("instruction_set", ["plain", "avx2", "avx512"])
+def test_kernel_under_sanitizers(instruction_set, tmp_path):
+    if instruction_set not in cpu._LIBRARIES.get(torch.backends.cpu.get_cpu_capability(), ("plain",)):
+        pytest.skip(f"this processor has no {instruction_set}")
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         pytest.skip("no C++ compiler")
-    flags = ["-mavx2", "-mfma"] if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else []
+    flags = INSTRUCTION_FLAGS[instruction_set]
     source = Path(cpu.__file__).with_name("deformable_attention.cpp")
     library = tmp_path / "sanitized.so"
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-std=c++17", "-O1", "-g", "-w"]

@@ -677,18 +677,35 @@ class UneptModel(UneptPreTrainedModel):
         )
 
 
-def segmentation_cross_entropy(logits: Tensor, labels: Tensor, config: UneptConfig) -> Tensor:
+def mean_over_processes(counts: Tensor) -> Tensor:
+    """
+    The mean of each count over the processes that train together. A loss divided by it instead of by the process's own
+    count has, after data parallelism has averaged the gradients, those of one process with the whole batch.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return counts
+    counts = counts.float()
+    torch.distributed.all_reduce(counts)
+    return counts / torch.distributed.get_world_size()
+
+
+def segmentation_cross_entropy(logits: Tensor, labels: Tensor, config: UneptConfig, training: bool = False) -> Tensor:
     """Cross entropy over the labelled pixels; a mean over those, or over all pixels (`config.loss_reduction`)."""
     ignore_index = config.semantic_loss_ignore_index
     loss = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-    count = labels.numel() if config.loss_reduction == "all" else (labels != ignore_index).sum()
-    return loss / torch.as_tensor(count, device=loss.device).clamp(min=1)
+    if config.loss_reduction == "all":
+        return loss / max(labels.numel(), 1)
+    count = (labels != ignore_index).sum()
+    count = mean_over_processes(count) if training else count
+    return loss / torch.where(count > 0, count, 1)
 
 
-def balanced_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+def balanced_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int, training: bool = False) -> Tensor:
     """Mean cross entropy, weighted by one minus the frequency of the label in the batch. Zero if no pixel counts."""
     counts = torch.stack([(labels == label).sum() for label in range(logits.shape[1])])
-    weights = (1 - counts / counts.sum().clamp(min=1)).to(logits.dtype)
+    counts = mean_over_processes(counts) if training else counts
+    total = counts.sum()
+    weights = (1 - counts / torch.where(total > 0, total, 1)).to(logits.dtype)
     loss = F.cross_entropy(logits, labels, weight=weights, ignore_index=ignore_index, reduction="sum")
     return loss / (weights * counts).sum().clamp(min=torch.finfo(logits.dtype).eps)
 
@@ -701,6 +718,7 @@ def segmentation_loss(
     direction_logits: Tensor | None = None,
     boundary_map: Tensor | None = None,
     direction_map: Tensor | None = None,
+    training: bool = False,
 ) -> dict[str, Tensor]:
     """
     The unweighted terms of the loss (section 3.4). Each is finite and differentiable, also when no pixel counts.
@@ -713,6 +731,8 @@ def segmentation_loss(
         direction_logits: `(batch, 8, h, w)`.
         boundary_map: `(batch, height, width)`, int64, 0 or 1 or ignored.
         direction_map: `(batch, height, width)`, int64, 0..7 or ignored.
+        training: whether pixels are counted over all processes of `torch.distributed`, each of which has a share of
+            the batch and has to call this.
 
     Returns:
         `segmentation` and, with boundary logits, `boundary`, `direction` and `refined_segmentation`; float32 `()`.
@@ -724,12 +744,12 @@ def segmentation_loss(
         return F.interpolate(tensor, size=labels.shape[-2:], mode="bilinear", align_corners=align_corners)
 
     logits = upsample(logits, align_corners=False)
-    losses = {"segmentation": segmentation_cross_entropy(logits, labels, config)}
+    losses = {"segmentation": segmentation_cross_entropy(logits, labels, config, training)}
     if boundary_logits is None:
         return losses
     boundary_logits = upsample(boundary_logits, align_corners=config.boundary_align_corners)
     direction_logits = upsample(direction_logits, align_corners=config.boundary_align_corners)
-    losses["boundary"] = balanced_cross_entropy(boundary_logits, boundary_map, ignore_index)
+    losses["boundary"] = balanced_cross_entropy(boundary_logits, boundary_map, ignore_index, training)
 
     boundary_probability = boundary_logits.detach().softmax(dim=1)[:, 1]
     if config.direction_loss_region == "predicted":
@@ -737,12 +757,12 @@ def segmentation_loss(
     else:
         region = boundary_map == 1
     losses["direction"] = balanced_cross_entropy(
-        direction_logits, torch.where(region, direction_map, ignore_index), ignore_index
+        direction_logits, torch.where(region, direction_map, ignore_index), ignore_index, training
     )
 
     score = boundary_probability if config.refinement_score == "probability" else boundary_logits[:, 1]
     refined_logits = refine_logits(logits, score > config.boundary_threshold, direction_logits.argmax(dim=1))
-    losses["refined_segmentation"] = segmentation_cross_entropy(refined_logits, labels, config)
+    losses["refined_segmentation"] = segmentation_cross_entropy(refined_logits, labels, config, training)
     return losses
 
 
@@ -854,7 +874,14 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
                     min_class_pixels=self.config.min_boundary_class_pixels,
                 )
             losses = segmentation_loss(
-                logits, labels, self.config, boundary_logits, direction_logits, boundary_map, direction_map
+                logits,
+                labels,
+                self.config,
+                boundary_logits,
+                direction_logits,
+                boundary_map,
+                direction_map,
+                training=self.training,
             )
             loss = sum(getattr(self.config, f"{name}_loss_weight") * value for name, value in losses.items())
             loss_dict = {name: value.detach() for name, value in losses.items()}
