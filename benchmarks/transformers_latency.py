@@ -61,7 +61,7 @@ MODELS = {
     "OneFormer, Swin-T": (
         lambda: OneFormerModel(OneFormerConfig(backbone_config=swin_tiny(), is_training=False)),
         {"task_inputs": torch.arange(77)[None]},
-        "pixel_decoder_hidden_states",
+        "transformer_decoder_object_queries",
     ),
     "Grounding DINO, Swin-T": (
         lambda: GroundingDinoModel(GroundingDinoConfig()),
