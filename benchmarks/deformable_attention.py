@@ -6,7 +6,12 @@ Compares our backends with the fallback of transformers, that fallback compiled,
 where it is installed, all on the sampling locations and weights that transformers' models pass. Our own fused form,
 from offsets and logits, has a row of its own. A result is timed only after it has been compared with float64.
 
+On a GPU there are two images, and rows say what share of two measured ceilings they reach: the rate at which the
+device copies memory, for what has to be read and written at least once, and the rate at which it copies within its
+cache, for the corners that are gathered.
+
     python benchmarks/deformable_attention.py --device cpu --repeats 15
+    python benchmarks/deformable_attention.py --device cuda --dtypes float32 bfloat16 float16
 """
 
 import argparse
@@ -35,7 +40,7 @@ from unept_hf.deformable_attention import (
 
 
 DETR = [(64, 64), (32, 32), (16, 16), (8, 8)]
-# name: levels, queries, points; always 1 image and 8 heads of 32 channels
+# name: levels, queries, points; always 8 heads of 32 channels
 SHAPES = {
     "UN-EPT encoder": ([(60, 60)] * 3, 10800, 16),
     "UN-EPT decoder": ([(60, 60)] * 3, 3600, 16),
@@ -44,10 +49,10 @@ SHAPES = {
     "Deformable DETR encoder": (DETR, 5440, 4),
     "Deformable DETR decoder": (DETR, 900, 4),
 }
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 
 
-def make_arguments(spatial_shapes, queries, points, dtype, device):
+def make_arguments(spatial_shapes, queries, points, dtype, device, batch=1):
     """One query for each cell, or on a grid; offsets as a fresh model has them, with noise of one cell."""
     generator = torch.Generator().manual_seed(0)
     cells = sum(height * width for height, width in spatial_shapes)
@@ -67,11 +72,11 @@ def make_arguments(spatial_shapes, queries, points, dtype, device):
     angles = torch.arange(8) * (2 * math.pi / 8)
     directions = torch.stack((angles.cos(), angles.sin()), dim=-1)
     directions = directions / directions.abs().amax(-1, keepdim=True)
-    shape = (1, queries, 8, len(spatial_shapes), points)
+    shape = (batch, queries, 8, len(spatial_shapes), points)
     offsets = directions[:, None, None] * torch.arange(1, points + 1)[:, None] + torch.randn(
         *shape, 2, generator=generator
     )
-    value = torch.randn(1, cells, 8, 32, generator=generator)
+    value = torch.randn(batch, cells, 8, 32, generator=generator)
     logits = torch.randn(*shape, generator=generator)
     reference_points = centers[None, :, None].to(device)
     return (
@@ -185,6 +190,33 @@ def check(name, function, tensors, oracle, tolerance):
     return error
 
 
+def time_on_gpu(function, calls=10):
+    """Milliseconds of one of several calls in a row, so that the GPU need not wait for Python between them."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(calls):
+        function()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / calls
+
+
+def copy_rate(size):
+    """Bytes read and written a second when the GPU copies that many."""
+    source = torch.empty(size, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    times = [time_on_gpu(lambda: target.copy_(source), calls=50) for _ in range(10)]
+    return 2 * size / (1e-3 * min(times))
+
+
+def count_bytes(value, tensors):
+    """What the forward has to move to and from memory once, and what it gathers from the cache."""
+    positions, scores = tensors[1:]
+    output = positions.shape[0] * positions.shape[1] * value.shape[2] * value.shape[3] * value.element_size()
+    once = sum(tensor.numel() * tensor.element_size() for tensor in (value, positions, scores)) + output
+    return once, 4 * scores.numel() * value.shape[3] * value.element_size()
+
+
 def measure(contestants, device, repeats):
     """Milliseconds of each contestant, forward and forward + backward. Rounds are interleaved: load hits all alike."""
     times = {name: {"forward": [], "forward + backward": []} for name in contestants}
@@ -193,6 +225,9 @@ def measure(contestants, device, repeats):
             for kind, run in (("forward", run_forward), ("forward + backward", run_both)):
                 # What takes seconds is known well enough after two runs.
                 if repeat >= 2 and min(times[name][kind]) > 1000:
+                    continue
+                if device.type == "cuda":
+                    times[name][kind].append(time_on_gpu(lambda run=run, f=function, t=tensors: run(f, t)))
                     continue
                 synchronize(device)
                 start = time.perf_counter()
@@ -204,7 +239,8 @@ def measure(contestants, device, repeats):
 
 def machine(device):
     if device.type == "cuda":
-        name = torch.cuda.get_device_name()
+        name = f"{torch.cuda.get_device_name()}, {'ROCm' if torch.version.hip else 'CUDA'}"
+        name += f" {torch.version.hip or torch.version.cuda}, Triton {importlib.metadata.version('triton')}"
     else:
         lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
@@ -224,19 +260,26 @@ def main():
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
+    parser.add_argument("--images", type=int, help="1 on the CPU, 2 on a GPU")
     parser.add_argument("--peers", nargs="*", default=["compile", "torch-ms-deform-attn", "torch"])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     peers = set(arguments.peers)
+    images = arguments.images or (2 if device.type == "cuda" else 1)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no GPU here")
     if "torch-ms-deform-attn" in peers and importlib.util.find_spec("torch_ms_deform_attn") is None:
         print("torch-ms-deform-attn is not installed and is left out.")
         peers.remove("torch-ms-deform-attn")
 
-    rows = []
+    rows, ceilings = [], {}
+    if device.type == "cuda":
+        ceilings = {"memory": copy_rate(2**30), "cache": copy_rate(2**22)}
+        print(json.dumps({f"bytes a second, {name}": rate for name, rate in ceilings.items()}))
     for shape in arguments.shapes:
         for dtype in (getattr(torch, name) for name in arguments.dtypes):
-            inputs = make_arguments(*SHAPES[shape], dtype, device)
+            inputs = make_arguments(*SHAPES[shape], dtype, device, images)
             oracle = [tensor.double() if isinstance(tensor, torch.Tensor) else tensor for tensor in inputs]
             oracle = deformable_attention(*oracle)
             contestants, errors, memory = {}, {}, {}
@@ -267,12 +310,20 @@ def main():
                         "both_mib": memory[name][1] / 2**20,
                     }
                 )
+                if ceilings:
+                    once, gathered = count_bytes(inputs[0], contestants[name][1])
+                    seconds = 1e-3 * rows[-1]["forward_ms"]
+                    rows[-1]["memory_share"] = once / seconds / ceilings["memory"]
+                    rows[-1]["cache_share"] = gathered / seconds / ceilings["cache"]
                 print(json.dumps(rows[-1]), flush=True)
 
     date = datetime.date.today().isoformat()
     facts = machine(device) | {"date": date, "repeats": arguments.repeats}
+    if ceilings:
+        facts |= {"images": images}
+        facts |= {f"{name} copy": f"{rate / 1e12:.2f} TB/s" for name, rate in ceilings.items()}
     stem = f"deformable_attention-{device.type}-{date}"
-    arguments.output.mkdir(exist_ok=True)
+    arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / f"{stem}.json").write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
     table = to_markdown(facts, rows)
     (arguments.output / f"{stem}.md").write_text(table)
@@ -292,6 +343,14 @@ def to_markdown(facts, rows):
         "memory both | error |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
+    shares = "memory_share" in rows[0]
+    if shares:
+        lines[-4] += (
+            " Shares are the forward's: of the rate of copying memory, for bytes that have to be moved once, and of "
+            "the rate of copying within the cache, for corners; beyond 100% they come from a multiprocessor's own."
+        )
+        lines[-2] += " share of memory | share of cache |"
+        lines[-1] += " ---: | ---: |"
     first = {(row["shape"], row["dtype"]): row for row in rows if row["name"] == "transformers"}
     for row in rows:
         base = first.get((row["shape"], row["dtype"]), row)
@@ -301,6 +360,8 @@ def to_markdown(facts, rows):
             f"{base['both_ms'] / row['both_ms']:.1f} | {row['forward_mib']:.0f} MiB | {row['both_mib']:.0f} MiB | "
             f"{row['error']:.1e} |"
         )
+        if shares:
+            lines[-1] += f" {row['memory_share']:.0%} | {row['cache_share']:.0%} |"
     return "\n".join(lines) + "\n"
 
 

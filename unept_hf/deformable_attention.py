@@ -40,6 +40,8 @@ _KERNELS = {"cpu": _cpu_kernel, "triton": _triton_kernel}
 _AUTOMATIC = {"cpu": "cpu"}
 if _triton_kernel is not None:
     _AUTOMATIC["cuda"] = "triton"
+# Asked once, because the graph compiler of older versions can not look through the question.
+_AUTOCAST_DEVICES = {name for name in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(name)}
 _backend = os.environ.get("UNEPT_ATTENTION_BACKEND", "auto")
 _said: set[str] = set()
 
@@ -260,7 +262,7 @@ def _check(value, spatial_shapes, reference_points, positions, scores, names):
 def _autocast(value):
     # Locations, weights and logits stay as they are: autocast is for what there is much of.
     device = value.device.type
-    if not torch.amp.is_autocast_available(device):
+    if device not in _AUTOCAST_DEVICES:
         return value
     if torch.is_autocast_enabled(device) and value.dtype == torch.float32:
         value = value.to(torch.get_autocast_dtype(device))
@@ -356,7 +358,7 @@ def _pairs(sizes):
 
 
 def _kernel_of_device(*arguments):
-    name = _AUTOMATIC.get(arguments[0].device.type)
+    name = _backend if _backend in _KERNELS else _AUTOMATIC.get(arguments[0].device.type)
     return _KERNELS[name] if name is not None and _why_not(name, *arguments) is None else None
 
 

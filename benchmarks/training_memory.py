@@ -1,0 +1,180 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""
+How much memory and time does a training step take, and what do the kernel, bfloat16 and checkpointing change?
+
+A step is forward, loss, backward and AdamW on random images and labels, with random weights, as the paper trains: 480
+by 480, two images for each device, 150 classes. Boundary maps are made before, as data loaders do. On a GPU memory is
+what torch allocated at most; on the CPU it is the resident memory of a process of its own, libraries included.
+
+    python benchmarks/training_memory.py
+    python benchmarks/training_memory.py --device cpu --size 128 --batch_size 1 --presets unept-deit-base
+"""
+
+import argparse
+import contextlib
+import datetime
+import gc
+import importlib.metadata
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from unept_hf import UneptForSemanticSegmentation
+from unept_hf.boundary import boundary_targets
+from unept_hf.deformable_attention import attention_backend
+
+
+# Memory of the paper, in gigabytes for each device.
+PAPER = {"unept-resnet50": 7.0, "unept-deit-base": 8.5}
+# name: whether bfloat16 autocast, whether gradient checkpointing, attention backend, decoder self-attention
+MODES = {
+    "float32": (False, False, "auto", "pointwise"),
+    "float32, checkpointing": (False, True, "auto", "pointwise"),
+    "float32, grid_sample": (False, False, "torch", "pointwise"),
+    "bfloat16": (True, False, "auto", "pointwise"),
+    "bfloat16, checkpointing": (True, True, "auto", "pointwise"),
+    "bfloat16, grid_sample": (True, False, "torch", "pointwise"),
+    "bfloat16, dense decoder": (True, False, "auto", "dense"),
+    "bfloat16, deformable decoder": (True, False, "auto", "deformable"),
+}
+
+
+def measure(preset, mode, arguments):
+    """Peak bytes and seconds of a step."""
+    autocast, checkpointing, backend, decoder = MODES[mode]
+    device = torch.device(arguments.device)
+    torch.manual_seed(0)
+    model = UneptForSemanticSegmentation.from_preset(preset, num_labels=150, decoder_self_attention=decoder)
+    model.to(device).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    shape = (arguments.batch_size, arguments.size, arguments.size)
+    images = torch.randn(shape[0], 3, *shape[1:]).to(device)
+    # Regions of 16 by 16 pixels have boundaries as scenes do.
+    labels = torch.randint(0, 150, (shape[0], -(-shape[1] // 16), -(-shape[2] // 16)))
+    labels = labels.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, : shape[1], : shape[2]].contiguous()
+    boundary_map, direction_map = boundary_targets(labels)
+    maps = {"labels": labels, "boundary_map": boundary_map, "direction_map": direction_map}
+    maps = {name: tensor.to(device) for name, tensor in maps.items()}
+
+    seconds = []
+    with attention_backend(backend):
+        for repeat in range(1 + arguments.repeats):
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+                if repeat == 1:
+                    torch.cuda.reset_peak_memory_stats()
+            start = time.perf_counter()
+            context = torch.autocast(device.type, torch.bfloat16) if autocast else contextlib.nullcontext()
+            with context:
+                loss = model(images, **maps).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if not loss.isfinite():
+                raise AssertionError(f"{preset}, {mode}: the loss is {loss.item()}")
+            seconds.append(time.perf_counter() - start)
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        # Kilobytes, on macOS bytes.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    # The first step compiles and fills caches.
+    return {"bytes": peak, "seconds": statistics.median(seconds[1:])}
+
+
+def measure_alone(preset, mode, arguments):
+    """In a process of its own: what a process held once counts for all that it does later."""
+    command = [sys.executable, __file__, "--row", preset, mode]
+    for name in ("device", "size", "batch_size", "repeats"):
+        command += [f"--{name}", str(getattr(arguments, name))]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"{preset}, {mode}: {result.stderr[-2000:]}")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--presets", nargs="*", default=list(PAPER), choices=list(PAPER))
+    parser.add_argument("--modes", nargs="*", default=list(MODES), choices=list(MODES))
+    parser.add_argument("--size", type=int, default=480, help="height and width of the images, in pixels")
+    parser.add_argument("--batch_size", type=int, default=2, help="images for each device")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--row", nargs=2, metavar=("PRESET", "MODE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.row:
+        print(json.dumps(measure(*arguments.row, arguments)))
+        return
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no GPU here; --device cpu measures resident memory instead, best with a small --size")
+
+    rows = []
+    for preset in arguments.presets:
+        for mode in arguments.modes:
+            try:
+                row = (measure if arguments.device == "cuda" else measure_alone)(preset, mode, arguments)
+            except torch.cuda.OutOfMemoryError:
+                row = {"bytes": None, "seconds": None}
+            rows.append({"preset": preset, "mode": mode, **row})
+            print(json.dumps(rows[-1]), flush=True)
+            gc.collect()
+            torch.cuda.empty_cache()
+    write(rows, arguments)
+
+
+def write(rows, arguments):
+    if arguments.device == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        name = f"{platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    facts = {
+        "device": name,
+        **{package: importlib.metadata.version(package) for package in ("torch", "transformers", "timm")},
+        "date": datetime.date.today().isoformat(),
+        "size": arguments.size,
+        "batch_size": arguments.batch_size,
+        "repeats": arguments.repeats,
+    }
+    memory = "allocated by torch" if arguments.device == "cuda" else "resident, libraries included"
+    lines = [
+        f"# A training step, {facts['date']}",
+        "",
+        ", ".join(f"{key} {value}" for key, value in facts.items()),
+        "",
+        f"Gigabytes (10^9 bytes) at the peak, {memory}; the paper's are of 480 by 480, two images for each device. "
+        "Seconds are the median.",
+        "",
+        "| preset | mode | GB | paper, GB | share of the paper's | seconds |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    # Elsewhere the paper's figures are no measure.
+    comparable = (arguments.device, arguments.size, arguments.batch_size) == ("cuda", 480, 2)
+    for row in rows:
+        paper = PAPER[row["preset"]]
+        start = f"| {row['preset']} | {row['mode']} |"
+        if row["bytes"] is None:
+            lines.append(f"{start} out of memory | {paper} | | |")
+        else:
+            gigabytes = row["bytes"] / 1e9
+            share = f"{gigabytes / paper:.0%}" if comparable else ""
+            lines.append(f"{start} {gigabytes:.2f} | {paper} | {share} | {row['seconds']:.3f} |")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    stem = arguments.output / f"training_memory-{arguments.device}-{facts['date']}"
+    stem.with_suffix(".json").write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+    stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

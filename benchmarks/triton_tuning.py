@@ -1,0 +1,101 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""
+Which number of queries and warps of a program is the fastest on this GPU?
+
+Times every configuration of the Triton kernels at the shapes of `deformable_attention.py`, two images, and marks the
+one that the launcher takes by itself.
+
+    python benchmarks/triton_tuning.py --shapes "UN-EPT encoder"
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import itertools
+import json
+from pathlib import Path
+
+import torch
+import triton
+from deformable_attention import SHAPES, make_arguments
+
+from unept_hf.kernels import triton as kernels
+
+
+def configurations(value, positions, backward):
+    """The one taken by itself, and those whose threads access each corner of a tile half a time to four times."""
+    constants = kernels.constants(value, positions, backward)
+    tile = constants["BLOCK_POINTS"] * constants["BLOCK_DIM"] * (4 if backward else value.itemsize)
+    yield constants["BLOCK_QUERIES"], constants["num_warps"]
+    for queries, warps in itertools.product((1, 2, 4, 8, 16, 32), (1, 2, 4, 8)):
+        if 0.5 <= queries * tile / (warps * kernels._WARP_SIZE * 16) <= 4:
+            yield queries, warps
+
+
+def measure(shape, dtype):
+    """Milliseconds of each pass with each configuration; None where it does not run."""
+    arguments = make_arguments(*SHAPES[shape], dtype, torch.device("cuda"), batch=2)
+    value, positions = arguments[0], arguments[3]
+    grad_output = torch.ones_like(kernels.forward(*arguments))
+    passes = {
+        "forward": lambda chosen: kernels.forward(*arguments, configuration=chosen),
+        "backward": lambda chosen: kernels.backward(grad_output, *arguments, configuration=chosen),
+    }
+    for name, function in passes.items():
+        default, *others = dict.fromkeys(configurations(value, positions, name == "backward"))
+        for chosen in (default, *others):
+            row = {"shape": shape, "dtype": str(dtype).removeprefix("torch."), "pass": name}
+            try:
+                milliseconds = triton.testing.do_bench(lambda: function(chosen), warmup=5, rep=30)  # noqa: B023
+            except triton.runtime.errors.OutOfResources:
+                milliseconds = None
+            yield row | {
+                "queries": chosen[0],
+                "warps": chosen[1],
+                "default": chosen == default,
+                "milliseconds": milliseconds,
+            }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("there is no GPU here")
+
+    rows = []
+    for shape, dtype in itertools.product(arguments.shapes, arguments.dtypes):
+        for row in measure(shape, getattr(torch, dtype)):
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+
+    facts = {"device": torch.cuda.get_device_name(), "date": datetime.date.today().isoformat()}
+    facts |= {package: importlib.metadata.version(package) for package in ("torch", "triton")}
+    lines = [
+        f"# Configurations of the Triton kernels, {facts['date']}",
+        "",
+        ", ".join(f"{key} {value}" for key, value in facts.items()),
+        "",
+        "| shape | dtype | pass | fastest: queries, warps | ms | by itself: queries, warps | ms |",
+        "| --- | --- | --- | --- | ---: | --- | ---: |",
+    ]
+    key = ("shape", "dtype", "pass")
+    for case, group in itertools.groupby(rows, lambda row: tuple(row[name] for name in key)):
+        group = [row for row in group if row["milliseconds"] is not None]
+        best = min(group, key=lambda row: row["milliseconds"])
+        cells = [*case]
+        for row in (best, next(row for row in group if row["default"])):
+            cells += [f"{row['queries']}, {row['warps']}", f"{row['milliseconds']:.3f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    stem = arguments.output / f"triton_tuning-{facts['date']}"
+    stem.with_suffix(".json").write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+    stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
