@@ -1,0 +1,232 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""Label maps from annotations, and rows of data sets as image and label map."""
+
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from unept_hf.data.class_lists import class_list_from_data, load_class_list
+from unept_hf.data.label_maps import decode_example, decode_label_map
+
+
+THREE = class_list_from_data(["a", "b", "c"], "three")
+FROM_ONE = class_list_from_data({"classes": [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}], "reduce_labels": True})
+
+
+def encoded(image, format="PNG", **kwargs):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **kwargs)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def photo(height=4, width=6, mode="RGB"):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(pixels).convert(mode)
+
+
+def mask(height=4, width=6):
+    return PIL.Image.fromarray(np.random.default_rng(1).integers(0, 3, (height, width), dtype=np.uint8))
+
+
+# Values
+
+
+def test_values_as_they_are():
+    label_map = decode_label_map(np.array([[0, 1], [2, 255]], dtype=np.uint8), THREE)
+    assert label_map.dtype == np.uint8
+    assert label_map.tolist() == [[0, 1], [2, 255]]
+
+
+def test_reduced_labels():
+    assert decode_label_map(np.array([[0, 1, 2, 255]], dtype=np.uint8), FROM_ONE).tolist() == [[255, 0, 1, 255]]
+
+
+def test_every_value_of_ade20k():
+    values = np.append(np.arange(151), 255).astype(np.uint8)[None]
+    expected = [255, *range(150), 255]
+    assert decode_label_map(values, load_class_list("ade20k")).tolist() == [expected]
+
+
+def test_every_label_id_of_cityscapes():
+    trained = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+    label_map = decode_label_map(np.arange(-1, 34)[None], load_class_list("cityscapes"))
+    expected = [trained.index(label_id) if label_id in trained else 255 for label_id in range(-1, 34)]
+    assert label_map.tolist() == [expected]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.uint16, np.int32, np.int64, np.float32])
+def test_dtypes(dtype):
+    values = np.random.default_rng(0).integers(0, 3, (5, 7))
+    assert np.array_equal(decode_label_map(values.astype(dtype), THREE), values)
+
+
+@pytest.mark.parametrize("ignore_index", [65535, -100])
+def test_ignore_index_that_does_not_fit_in_a_byte(ignore_index):
+    classes = class_list_from_data({"classes": [{"id": 0, "name": "a"}], "ignore_index": ignore_index})
+    label_map = decode_label_map(np.array([[0, ignore_index]]), classes)
+    assert label_map.dtype == np.int32
+    assert label_map.tolist() == [[0, ignore_index]]
+
+
+def test_more_classes_than_a_byte_holds():
+    classes = class_list_from_data(
+        {"classes": [{"id": i, "name": str(i)} for i in range(1000)], "ignore_index": 65535, "reduce_labels": True}
+    )
+    values = np.array([[0, 1, 256, 1000, 65535]], dtype=np.uint16)
+    assert decode_label_map(PIL.Image.fromarray(values), classes).tolist() == [[65535, 0, 255, 999, 65535]]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "I;16", "I", "F", "1"])
+def test_modes_of_masks(mode):
+    values = np.random.default_rng(0).integers(0, 2, (5, 7), dtype=np.uint8)
+    if mode == "P":
+        image = PIL.Image.fromarray(values).convert("P")
+        # With colours that have nothing to do with the classes.
+        image.putpalette([200, 10, 10, 0, 90, 0] + [7] * 762)
+        assert image.mode == "P"
+    elif mode == "I;16":
+        image = PIL.Image.fromarray(values.astype(np.uint16))
+    elif mode == "1":
+        image = PIL.Image.fromarray(values.astype(bool))
+    else:
+        image = PIL.Image.fromarray(values).convert(mode)
+    assert image.mode == mode
+    assert np.array_equal(decode_label_map(image, THREE), values)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_values_outside_the_classes(dtype):
+    values = np.array([[0, 3, 9], [200, 255, 3]], dtype=dtype)
+    message = (
+        r"mask 'x/1\.png' holds the value\(s\) 3, 9, 200, but class list 'three' allows 0\.\.2 and 255 \(ignored\)"
+    )
+    with pytest.raises(ValueError, match=message + ".*reduce_labels"):
+        decode_label_map(values, THREE, "x/1.png")
+
+
+def test_values_outside_are_shortened():
+    with pytest.raises(ValueError, match=r"3, 4, 5, 6, 7, 8, 9, 10, 11, 12 and 17 more"):
+        decode_label_map(np.arange(30, dtype=np.uint8)[None], THREE)
+
+
+def test_values_outside_with_reduced_labels():
+    with pytest.raises(ValueError, match=r"holds the value\(s\) 3, but .* allows 0 \(unlabelled\), 1\.\.2 and 255"):
+        decode_label_map(np.array([[0, 3]], dtype=np.uint8), FROM_ONE)
+
+
+def test_train_ids_for_label_ids():
+    with pytest.raises(ValueError, match=r"255, but class list 'cityscapes' allows the label ids -1\.\.33.*train ids"):
+        decode_label_map(np.array([[0, 18, 255]], dtype=np.uint8), load_class_list("cityscapes"))
+
+
+@pytest.mark.parametrize("values", [np.zeros((4, 6, 3), np.uint8), np.zeros((0, 6), np.uint8), np.zeros(6, np.uint8)])
+def test_shapes_that_are_no_label_map(values):
+    with pytest.raises(ValueError, match=r"mask 'm' has shape .*one channel of class ids"):
+        decode_label_map(values, THREE, "m")
+
+
+def test_other_things_that_are_no_label_map():
+    with pytest.raises(TypeError, match="mask is of type list: pass a PIL image"):
+        decode_label_map([[0]], THREE)
+    with pytest.raises(ValueError, match="not whole numbers"):
+        decode_label_map(np.array([[0.5]]), THREE)
+    with pytest.raises(ValueError, match="not whole numbers"):
+        decode_label_map(np.array([[np.nan]]), THREE)
+    with pytest.raises(ValueError, match=r"has shape \(4, 6, 3\)"):
+        decode_label_map(photo(), THREE)
+
+
+# Rows
+
+
+@pytest.mark.parametrize("as_row", [lambda image: image, encoded], ids=["PIL", "bytes"])
+def test_row(as_row):
+    image, label_map = decode_example({"image": as_row(photo()), "label": as_row(mask())}, THREE)
+    assert image.mode == "RGB"
+    assert np.array_equal(np.asarray(image), np.asarray(photo()))
+    assert np.array_equal(label_map, np.asarray(mask()))
+
+
+def test_row_with_paths(tmp_path):
+    photo().save(tmp_path / "a.png")
+    mask().save(tmp_path / "b.png")
+    row = {
+        name: {"path": str(tmp_path / file), "bytes": None}
+        for name, file in {"image": "a.png", "label": "b.png"}.items()
+    }
+    image, label_map = decode_example(row, THREE)
+    assert np.array_equal(np.asarray(image), np.asarray(photo()))
+    assert np.array_equal(label_map, np.asarray(mask()))
+
+
+def test_gray_palette_16_bit_and_transparent_images():
+    gray = np.random.default_rng(0).integers(0, 256, (4, 6), dtype=np.uint8)
+    expected = np.repeat(gray[..., None], 3, axis=2)
+    images = {
+        "L": PIL.Image.fromarray(gray),
+        "P": PIL.Image.fromarray(gray).convert("RGB").convert("P", palette=PIL.Image.Palette.ADAPTIVE, colors=256),
+        "I;16": PIL.Image.fromarray(gray.astype(np.uint16) * 257),
+        "LA": PIL.Image.merge("LA", [PIL.Image.fromarray(gray), PIL.Image.new("L", (6, 4), 255)]),
+    }
+    for mode, picture in images.items():
+        assert picture.mode == mode
+        image, _ = decode_example({"image": encoded(picture), "label": mask()}, THREE)
+        assert image.mode == "RGB"
+        assert np.array_equal(np.asarray(image), expected), mode
+    clear = PIL.Image.new("RGBA", (6, 4), (10, 20, 30, 0))
+    image, _ = decode_example({"image": encoded(clear), "label": mask()}, THREE)
+    assert (np.asarray(image) == 255).all()
+
+
+def test_exif_orientation():
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    row = encoded(photo(6, 4), exif=exif)
+    expected = np.asarray(photo(6, 4).transpose(PIL.Image.Transpose.ROTATE_270))
+    image, _ = decode_example({"image": row, "label": mask()}, THREE)
+    assert np.array_equal(np.asarray(image), expected)
+    opened = PIL.Image.open(io.BytesIO(row["bytes"]))
+    image, _ = decode_example({"image": opened, "label": mask()}, THREE)
+    assert np.array_equal(np.asarray(image), expected)
+    with pytest.raises(ValueError, match="EXIF"):
+        decode_example({"image": row, "label": mask(6, 4)}, THREE)
+
+
+def test_sizes_that_differ():
+    with pytest.raises(ValueError, match=r"mask 'p1' has size \(5, 6\).*image 'p1' has \(4, 6\).*Resize the mask"):
+        decode_example({"image": photo(), "label": mask(5, 6), "name": "p1"}, THREE)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no image", "empty"])
+@pytest.mark.parametrize("which", ["image", "label"])
+def test_broken_files(tmp_path, damage, which):
+    row = {}
+    for column, picture, file in (("image", photo(40, 60), "a.jpg"), ("label", mask(40, 60), "b.png")):
+        picture.save(tmp_path / file)
+        row[column] = {"path": str(tmp_path / file), "bytes": None}
+    path = tmp_path / ("a.jpg" if which == "image" else "b.png")
+    content = path.read_bytes()
+    path.write_bytes({"truncated": content[: len(content) // 2], "no image": b"hello", "empty": b""}[damage])
+    kind = {"image": "image", "label": "mask"}[which]
+    with pytest.raises(ValueError, match=f"Can not read {kind} '.*{path.name}'.*complete image file.*skip_unreadable"):
+        decode_example(row, THREE)
+
+
+def test_broken_bytes_are_called_by_the_name_of_the_row():
+    row = {"image": {"bytes": b"hello", "path": "elsewhere.jpg"}, "label": mask(), "name": "train-000007"}
+    with pytest.raises(ValueError, match="Can not read image 'train-000007'"):
+        decode_example(row, THREE)
+
+
+def test_missing_values():
+    with pytest.raises(ValueError, match="The image of 'n' is None: it has to be an image"):
+        decode_example({"image": None, "label": mask(), "name": "n"}, THREE)
+    with pytest.raises(ValueError, match="The mask of ''"):
+        decode_example({"image": photo(), "label": {"bytes": None, "path": None}}, THREE)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ValueError, match=r"Can not read image '.*gone\.png' \(FileNotFoundError"):
+        decode_example({"image": {"path": str(tmp_path / "gone.png"), "bytes": None}, "label": mask()}, THREE)

@@ -1,0 +1,292 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""
+The training augmentation of the paper (section 4.2), that of MMSegmentation: resize by a random ratio, random crop,
+flip, photometric distortion, normalisation, padding; and the boundary targets of the crop.
+
+Random numbers come from PyTorch's global generator.
+"""
+
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from ..boundary import boundary_targets
+
+
+__all__ = ["PhotometricDistortion", "RandomCropWithMaxRatio", "RandomRatioResize", "TrainingAugmentation"]
+
+
+class RandomRatioResize(v2.Transform):
+    """
+    Resizes to `scale` times a random ratio, keeping the aspect: the longer side becomes at most the longer of the
+    scaled pair, and the shorter at most the shorter. Bilinear with antialiasing; masks take the nearest label.
+
+    Args:
+        scale: Two lengths in pixels, in any order.
+        ratio_range: The least and the largest ratio, which is uniform between them.
+    """
+
+    def __init__(self, scale: tuple[int, int], ratio_range: tuple[float, float]):
+        super().__init__()
+        self.scale = scale
+        self.ratio_range = ratio_range
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        low, high = self.ratio_range
+        ratio = low + (high - low) * torch.rand(()).item()
+        longer, shorter = (int(length * ratio) for length in sorted(self.scale, reverse=True))
+        height, width = flat_inputs[0].shape[-2:]
+        factor = min(longer / max(height, width), shorter / min(height, width))
+        return {"size": [max(int(side * factor + 0.5), 1) for side in (height, width)]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if not isinstance(inpt, tv_tensors.Mask):
+            return F.resize(inpt, params["size"], antialias=True)
+        # As a mask it would be sampled at the corners of its pixels, while images are at the centres.
+        labels = inpt.as_subclass(Tensor)[None]
+        labels = F.resize(labels, params["size"], interpolation=v2.InterpolationMode.NEAREST_EXACT)[0]
+        return tv_tensors.wrap(labels, like=inpt)
+
+
+class RandomCropWithMaxRatio(v2.Transform):
+    """
+    Crops a random window, or what there is of it where the image is smaller. A window is drawn again, up to 10 times,
+    while one class fills `max_ratio` or more of its labelled pixels.
+
+    Args:
+        size: (height, width) in pixels.
+        max_ratio: Between 0 and 1. 1 takes any window.
+        ignore_index: Label of unlabelled pixels.
+    """
+
+    tries = 10
+
+    def __init__(self, size: tuple[int, int], max_ratio: float, ignore_index: int):
+        super().__init__()
+        self.size = size
+        self.max_ratio = max_ratio
+        self.ignore_index = ignore_index
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        mask = next(inpt for inpt in flat_inputs if isinstance(inpt, tv_tensors.Mask)).as_subclass(Tensor)
+        height, width = (min(size, side) for size, side in zip(self.size, mask.shape))
+        for _ in range(self.tries + 1):
+            top, left = (
+                int(torch.randint(side - length + 1, ())) for side, length in zip(mask.shape, (height, width))
+            )
+            if self.max_ratio >= 1 or self._is_varied(mask[top : top + height, left : left + width]):
+                break
+        return {"top": top, "left": left, "height": height, "width": width}
+
+    def _is_varied(self, window: Tensor) -> bool:
+        if window.dtype == torch.uint8:
+            counts = window.flatten().bincount(minlength=256)
+            if 0 <= self.ignore_index < 256:
+                counts[self.ignore_index] = 0
+        else:
+            counts = window[window != self.ignore_index].unique(return_counts=True)[1]
+        return bool(counts.count_nonzero() > 1 and counts.max() < self.max_ratio * counts.sum())
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return F.crop(inpt, **params)
+
+
+class PhotometricDistortion(v2.Transform):
+    """
+    Distorts the colours of an image as SSD does and MMSegmentation after it: a shift of the brightness, a factor on
+    the contrast (before or after the rest), one on the saturation and a turn of the hue, each with probability 1/2.
+
+    torchvision's `RandomPhotometricDistort` is another one: it scales the brightness, stretches the contrast about the
+    mean, blends with gray where this one changes the saturation of HSV, and permutes the channels.
+
+    Args:
+        brightness: Largest shift, in grey levels of 255.
+        contrast: Least and largest factor.
+        saturation: Least and largest factor.
+        hue: Largest turn, in degrees.
+    """
+
+    def __init__(
+        self,
+        brightness: float = 32,
+        contrast: tuple[float, float] = (0.5, 1.5),
+        saturation: tuple[float, float] = (0.5, 1.5),
+        hue: float = 36,
+    ):
+        super().__init__()
+        self.brightness = brightness
+        self.contrast = contrast
+        self.saturation = saturation
+        self.hue = hue
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        ranges = {
+            "brightness": (-self.brightness, self.brightness),
+            "contrast": self.contrast,
+            "saturation": self.saturation,
+            "hue": (-self.hue, self.hue),
+        }
+        # All numbers are drawn whether used or not, so that one choice does not shift the numbers after it.
+        is_used = torch.rand(len(ranges)) < 0.5
+        fractions = torch.rand(len(ranges))
+        params = {
+            name: low + (high - low) * fraction if used else None
+            for (name, (low, high)), used, fraction in zip(ranges.items(), is_used.tolist(), fractions.tolist())
+        }
+        return params | {"contrast_first": bool(torch.rand(()) < 0.5)}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if not isinstance(inpt, tv_tensors.Image):
+            return inpt
+        image = F.to_dtype_image(inpt.as_subclass(Tensor), torch.float32, scale=True)
+        if params["brightness"] is not None:
+            image = (image + params["brightness"] / 255).clamp_(0, 1)
+        if params["contrast"] is not None and params["contrast_first"]:
+            image = (image * params["contrast"]).clamp_(0, 1)
+        if params["saturation"] is not None:
+            image = _scale_saturation(image, params["saturation"])
+        if params["hue"] is not None:
+            image = F.adjust_hue(image, params["hue"] / 360)
+        if params["contrast"] is not None and not params["contrast_first"]:
+            image = (image * params["contrast"]).clamp_(0, 1)
+        return tv_tensors.wrap(image, like=inpt)
+
+
+def _scale_saturation(image: Tensor, factor: float) -> Tensor:
+    """Multiplies the saturation of HSV, up to 1. Hue and value stay. `(3, height, width)`, [0, 1]."""
+    low, value = image.aminmax(dim=0)
+    chroma = value - low
+    # At most what takes the lowest channel to 0. Grey pixels have no saturation to scale.
+    factor = torch.where(chroma > 0, torch.clamp(value / chroma, max=factor), 1)
+    return torch.lerp(value, image, factor).clamp_(0, 1)
+
+
+class TrainingAugmentation:
+    """
+    From an image and its label map to what the model is trained on. One thread does a crop of 480 x 480 in
+    hundredths of a second (`benchmarks/data_pipeline.py`).
+
+    Args:
+        crop_size: Side of the square crop, or its (height, width), in pixels.
+        scale: See `RandomRatioResize`. `None` leaves images at their size.
+        ratio_range: See `RandomRatioResize`.
+        cat_max_ratio: See `max_ratio` of `RandomCropWithMaxRatio`.
+        flip_probability: How often the crop is flipped horizontally.
+        photometric_distortion: Whether to apply `PhotometricDistortion`.
+        image_mean: Mean of each channel, for pixels in [0, 1].
+        image_std: Standard deviation of each channel, for pixels in [0, 1].
+        ignore_index: Label of unlabelled pixels in the label maps, and of padding.
+        boundary_targets: Whether to make the targets of the boundary heads.
+        max_boundary_distance: See `max_distance` of `boundary_targets`.
+        ignore_unlabelled: See `boundary_targets`.
+        min_class_pixels: See `boundary_targets`.
+
+    Raises:
+        ValueError: for arguments out of range.
+    """
+
+    def __init__(
+        self,
+        crop_size: int | tuple[int, int] = 480,
+        scale: tuple[int, int] | None = (2048, 512),
+        ratio_range: tuple[float, float] = (0.5, 2.0),
+        cat_max_ratio: float = 0.75,
+        flip_probability: float = 0.5,
+        photometric_distortion: bool = True,
+        image_mean: list[float] | tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
+        image_std: list[float] | tuple[float, ...] = IMAGENET_DEFAULT_STD,
+        ignore_index: int = 255,
+        boundary_targets: bool = True,
+        max_boundary_distance: int = 5,
+        ignore_unlabelled: bool = True,
+        min_class_pixels: int = 0,
+    ):
+        crop_size = (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size)
+        if len(crop_size) != 2 or min(crop_size) < 1:
+            raise ValueError(f"crop_size has to be a positive number or a (height, width) pair, got {crop_size}.")
+        if scale is not None and (len(scale) != 2 or min(scale) < 1):
+            raise ValueError(f"scale has to be a pair of positive lengths in pixels, got {scale}.")
+        if len(ratio_range) != 2 or not 0 < ratio_range[0] <= ratio_range[1]:
+            raise ValueError(f"ratio_range has to be (least, largest) with 0 < least <= largest, got {ratio_range}.")
+        for name, value in (("cat_max_ratio", cat_max_ratio), ("flip_probability", flip_probability)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} has to lie within [0, 1], got {value}.")
+        self.crop_size = crop_size
+        self.ignore_index = ignore_index
+        self.boundary_options = None
+        if boundary_targets:
+            self.boundary_options = {
+                "ignore_index": ignore_index,
+                "max_distance": max_boundary_distance,
+                "ignore_unlabelled": ignore_unlabelled,
+                "min_class_pixels": min_class_pixels,
+            }
+        self.transforms = v2.Compose(
+            [
+                *([] if scale is None else [RandomRatioResize(scale, ratio_range)]),
+                RandomCropWithMaxRatio(crop_size, cat_max_ratio, ignore_index),
+                v2.RandomHorizontalFlip(flip_probability),
+                *([PhotometricDistortion()] if photometric_distortion else []),
+                v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64}, scale=True),
+                v2.Normalize(list(image_mean), list(image_std)),
+            ]
+        )
+
+    @classmethod
+    def from_config(cls, config, image_processor, **kwargs) -> "TrainingAugmentation":
+        """
+        The augmentation that goes with a model: boundary targets as the model would compute them from the labels, and
+        pixels normalised as its image processor does.
+
+        Args:
+            config: `UneptConfig` of the model.
+            image_processor: `UneptImageProcessor` of the model.
+            **kwargs: Other arguments of the class.
+        """
+        options = {
+            "image_mean": image_processor.image_mean,
+            "image_std": image_processor.image_std,
+            "ignore_index": config.semantic_loss_ignore_index,
+            "boundary_targets": config.use_boundary_heads,
+            "max_boundary_distance": config.max_boundary_distance,
+            "ignore_unlabelled": config.ignore_unlabelled_boundaries,
+            "min_class_pixels": config.min_boundary_class_pixels,
+        }
+        return cls(**{**options, **kwargs})
+
+    def __call__(self, image: PIL.Image.Image, label_map: np.ndarray) -> dict[str, Tensor]:
+        """
+        Args:
+            image: PIL image of mode "RGB".
+            label_map: `(height, width)` of the image, integers: classes and `ignore_index`.
+
+        Returns:
+            `pixel_values` float32 `(3, *crop_size)`, padded with 0 (the mean colour) at the bottom and right; `labels`
+            int64 `crop_size`, padded with `ignore_index`; and with boundary targets `boundary_map` and
+            `direction_map`, int64 `crop_size`, see `unept_hf.boundary.boundary_targets`.
+
+        Raises:
+            ValueError: for an image that is not RGB, and a label map of another size.
+        """
+        if image.mode != "RGB":
+            raise ValueError(f"The image has mode {image.mode}: decode_example and image.convert('RGB') give RGB.")
+        if label_map.shape != (image.height, image.width):
+            raise ValueError(
+                f"The label map has shape {label_map.shape} but the image has height and width "
+                f"{(image.height, image.width)}: pass the label map of the image."
+            )
+        pixels = tv_tensors.Image(F.pil_to_tensor(image))
+        pixels, mask = self.transforms(pixels, tv_tensors.Mask(torch.from_numpy(np.array(label_map))))
+        padding = [0, 0, *(full - side for full, side in zip(self.crop_size[::-1], mask.shape[::-1]))]
+        labels = F.pad(mask, padding, fill=self.ignore_index).as_subclass(Tensor)
+        example = {"pixel_values": F.pad(pixels, padding).as_subclass(Tensor), "labels": labels}
+        if self.boundary_options is not None:
+            example["boundary_map"], example["direction_map"] = boundary_targets(labels, **self.boundary_options)
+        return example

@@ -1,0 +1,217 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""Where the well-known data sets, and folders of images and masks, keep which image and which mask."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import PIL.Image
+
+
+__all__ = [
+    "FilePairs",
+    "ade20k_files",
+    "cityscapes_files",
+    "image_folder_files",
+    "pascal_context_files",
+    "split_spellings",
+]
+
+_SPLIT_SPELLINGS = (("train", "training"), ("validation", "val", "valid"), ("test", "testing"))
+
+
+class FilePairs(NamedTuple):
+    """
+    Images and masks of one split, in the order of their names.
+
+    Attributes:
+        names: What identifies each pair, such as `ADE_val_00000001`.
+        images: The image files.
+        masks: The mask file of each image.
+        unpaired: The files that have no counterpart.
+        expectation: What a counterpart has to look like, for messages.
+    """
+
+    names: list[str]
+    images: list[str]
+    masks: list[str]
+    unpaired: list[str]
+    expectation: str
+
+
+def split_spellings(split: str) -> tuple[str, ...]:
+    """The names that a split goes by, the given one first: "val" gives "val", "validation" and "valid"."""
+    for spellings in _SPLIT_SPELLINGS:
+        if split in spellings:
+            return (split, *(spelling for spelling in spellings if spelling != split))
+    return (split,)
+
+
+def ade20k_files(data_dir: "str | os.PathLike", split: str) -> FilePairs:
+    """
+    ADE20K as released for the scene parsing challenge: `images/{training,validation}/*.jpg` and
+    `annotations/{training,validation}/*.png` in `ADEChallengeData2016`.
+
+    Raises:
+        ValueError: for a split without annotations, and for folders that are missing or empty.
+    """
+    folder = _known_split("ade20k", split, ("training", "validation"))
+    images = _folder(data_dir, "images", folder, what="ADE20K (the folder ADEChallengeData2016)")
+    masks = _folder(data_dir, "annotations", folder, what="ADE20K (the folder ADEChallengeData2016)")
+    return _pairs(_files(images, ".jpg"), _files(masks, ".png"), f"{masks}/NAME.png for {images}/NAME.jpg", images)
+
+
+def cityscapes_files(data_dir: "str | os.PathLike", split: str) -> FilePairs:
+    """
+    Cityscapes as released: `leftImg8bit/{train,val}/CITY/*_leftImg8bit.png` and
+    `gtFine/{train,val}/CITY/*_gtFine_labelIds.png`.
+
+    Raises:
+        ValueError: for a split without annotations, and for folders that are missing or empty.
+    """
+    folder = _known_split("cityscapes", split, ("train", "val"))
+    images = _folder(data_dir, "leftImg8bit", folder, what="Cityscapes (leftImg8bit and gtFine)")
+    masks = _folder(data_dir, "gtFine", folder, what="Cityscapes (leftImg8bit and gtFine)")
+    return _pairs(
+        _files(images, "_leftImg8bit.png"),
+        _files(masks, "_gtFine_labelIds.png"),
+        f"{masks}/CITY/NAME_gtFine_labelIds.png for {images}/CITY/NAME_leftImg8bit.png",
+        images,
+    )
+
+
+def pascal_context_files(data_dir: "str | os.PathLike", split: str) -> FilePairs:
+    """
+    PASCAL-Context in the layout of MMSegmentation, `VOCdevkit/VOC2010`: `JPEGImages/*.jpg`, the masks that its
+    converter writes into `SegmentationClassContext/*.png` (0 background, 1 to 59 the classes), and the names of a
+    split in `ImageSets/SegmentationContext/{train,val}.txt`.
+
+    Raises:
+        ValueError: for a split without annotations, for folders and lists that are missing, and for an empty list.
+    """
+    split = _known_split("pascal_context", split, ("train", "val"))
+    what = "PASCAL-Context (the folder VOCdevkit/VOC2010)"
+    images = _folder(data_dir, "JPEGImages", what=what)
+    masks = _folder(data_dir, "SegmentationClassContext", what=what)
+    listing = _folder(data_dir, "ImageSets", "SegmentationContext", what=what) / f"{split}.txt"
+    if not listing.is_file():
+        raise ValueError(f"There is no file '{listing}': {what} names the images of the split in it, one a line.")
+    names = listing.read_text(encoding="utf-8").split()
+    if not names:
+        raise ValueError(f"File '{listing}' is empty: it has to name the images of the split, one a line.")
+    image_files = {name: images / f"{name}.jpg" for name in names}
+    mask_files = {name: masks / f"{name}.png" for name in names}
+    found = [name for name in image_files if image_files[name].is_file() and mask_files[name].is_file()]
+    missing = [str(path) for files in (image_files, mask_files) for path in files.values() if not path.is_file()]
+    return FilePairs(
+        found,
+        [str(image_files[name]) for name in found],
+        [str(mask_files[name]) for name in found],
+        missing,
+        f"{images}/NAME.jpg and {masks}/NAME.png for each name in {listing}",
+    )
+
+
+def image_folder_files(
+    data_dir: "str | os.PathLike | None",
+    split: str,
+    image_dir: "str | os.PathLike | None" = None,
+    label_dir: "str | os.PathLike | None" = None,
+) -> FilePairs:
+    """
+    A folder of images and one of masks, paired by their paths without the suffix: `images/a/1.jpg` with
+    `masks/a/1.png`.
+
+    A split is a sub-folder of both (`images/train`), or above them (`train/images`). Without such sub-folders there
+    is one split, "train".
+
+    Args:
+        data_dir: What `image_dir` and `label_dir` are relative to. `None` stands for the working directory.
+        split: "train", "validation" (also "val") or any other name of a sub-folder.
+        image_dir: Folder of the images; "images" unless given.
+        label_dir: Folder of the masks; "masks" unless given.
+
+    Raises:
+        ValueError: for folders that are missing or hold no images, and for two files of the same name but for the
+            suffix.
+    """
+    if data_dir is None and (image_dir is None or label_dir is None):
+        raise ValueError(
+            "dataset_name='image_folders' needs data_dir (a folder with sub-folders images and masks), or image_dir "
+            "and label_dir."
+        )
+    base, image_dir, label_dir = Path(data_dir or "."), Path(image_dir or "images"), Path(label_dir or "masks")
+    names = split_spellings(split)
+    candidates = [(base / image_dir / name, base / label_dir / name) for name in names]
+    # Joined to an absolute path the name of the split would vanish.
+    if not image_dir.is_absolute() and not label_dir.is_absolute():
+        candidates += [(base / name / image_dir, base / name / label_dir) for name in names]
+    images, masks = next((pair for pair in candidates if pair[0].is_dir() and pair[1].is_dir()), (None, None))
+    if images is None:
+        images, masks = base / image_dir, base / label_dir
+        for folder, option in ((images, "image_dir"), (masks, "label_dir")):
+            if not folder.is_dir():
+                raise ValueError(f"There is no folder '{folder}': set data_dir and {option}. {_what_is_in(base)}")
+        if "train" not in split_spellings(split):
+            raise ValueError(
+                f"'{candidates[0][0]}' and '{candidates[0][1]}' do not both exist, so there is only one split, "
+                f"'train', not '{split}'. Make sub-folders train and validation of both folders, or split the "
+                "examples of 'train'."
+            )
+    suffixes = tuple(PIL.Image.registered_extensions())
+    return _pairs(
+        _files(images, *suffixes),
+        _files(masks, *suffixes),
+        f"a file of the same name, but for the suffix, in {images} and in {masks}",
+        images,
+    )
+
+
+def _known_split(data_set: str, split: str, known: tuple[str, ...]) -> str:
+    for spelling in split_spellings(split):
+        if spelling in known:
+            return spelling
+    raise ValueError(f"{data_set} has annotations for the splits {' and '.join(known)}, not for '{split}'.")
+
+
+def _what_is_in(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"'{folder}' does not exist."
+    entries = sorted(entry.name for entry in folder.iterdir())
+    return f"'{folder}' holds {', '.join(entries[:8]) or 'nothing'}{', ...' if len(entries) > 8 else ''}."
+
+
+def _folder(data_dir: "str | os.PathLike", *parts: str, what: str) -> Path:
+    folder = Path(data_dir, *parts)
+    if not folder.is_dir():
+        raise ValueError(
+            f"There is no folder '{folder}': data_dir has to be that of {what}. {_what_is_in(Path(data_dir))}"
+        )
+    return folder
+
+
+def _files(folder: Path, *endings: str) -> dict[str, str]:
+    """Path of each file with one of the endings, below the folder, by its relative path without the ending."""
+    files: dict[str, str] = {}
+    for parent, _, names in os.walk(folder, followlinks=True):
+        for name in names:
+            ending = next((e for e in endings if name.lower().endswith(e.lower())), None)
+            if ending is None or name.startswith("."):
+                continue
+            path = os.path.join(parent, name)
+            key = Path(os.path.relpath(path, folder)).as_posix()[: -len(ending)]
+            if key in files:
+                raise ValueError(
+                    f"'{files[key]}' and '{path}' differ in the suffix only, so the pair is not clear. Keep one."
+                )
+            files[key] = path
+    return files
+
+
+def _pairs(images: dict[str, str], masks: dict[str, str], expectation: str, folder: Path) -> FilePairs:
+    if not images:
+        raise ValueError(f"Folder '{folder}' holds no images. Expected {expectation}.")
+    names = sorted(images.keys() & masks.keys())
+    unpaired = [images[name] for name in sorted(images.keys() - masks.keys())]
+    unpaired += [masks[name] for name in sorted(masks.keys() - images.keys())]
+    return FilePairs(names, [images[n] for n in names], [masks[n] for n in names], unpaired, expectation)

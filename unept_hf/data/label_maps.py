@@ -1,0 +1,168 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""Examples of a segmentation data set as image and label map: opened, checked, and with the rule of its class list."""
+
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+from ..image_processing_pil_unept import image_to_tensor
+from .class_lists import ClassList
+
+
+__all__ = ["decode_example", "decode_label_map"]
+
+_NO_CLASS = np.iinfo(np.int64).min
+
+
+def decode_label_map(mask: "PIL.Image.Image | np.ndarray", class_list: ClassList, name: str = "") -> np.ndarray:
+    """
+    Class ids from the pixels of an annotation.
+
+    The class list says how they are stored: by a `label_id_to_train_id` table (Cityscapes), from 1 on with 0 for
+    unlabelled (`reduce_labels`; ADE20K), or as they are.
+
+    Args:
+        mask: A PIL image with one channel (palettes are left as indices), or an array `(height, width)` of whole
+            numbers.
+        class_list: The classes and their rule.
+        name: What messages call the mask, such as its file.
+
+    Returns:
+        `(height, width)` of 0..n-1 and `class_list.ignore_index`: uint8 if that holds them, else int32.
+
+    Raises:
+        TypeError: for anything else than an image or an array.
+        ValueError: for colour images, numbers with fractions, and values that stand for no class.
+    """
+    where = f"mask '{name}'" if name else "mask"
+    if isinstance(mask, PIL.Image.Image):
+        mask = np.asarray(mask)
+    if not isinstance(mask, np.ndarray):
+        raise TypeError(f"{where} is of type {type(mask).__name__}: pass a PIL image or a NumPy array.")
+    if mask.ndim != 2 or mask.size == 0:
+        raise ValueError(
+            f"{where} has shape {mask.shape}: it needs one channel of class ids, (height, width). Translate the "
+            "colours of an RGB mask to class ids first."
+        )
+    if mask.dtype == bool:
+        mask = mask.astype(np.uint8)
+    if np.issubdtype(mask.dtype, np.floating) and np.array_equal(mask, np.round(mask)):
+        mask = mask.astype(np.int64)
+    if not np.issubdtype(mask.dtype, np.integer):
+        raise ValueError(f"{where} holds {mask.dtype} values that are not whole numbers: class ids have to be.")
+
+    # Looking up all bytes in a table is much cheaper than finding out which of them occur.
+    values = np.arange(256) if mask.dtype == np.uint8 else np.unique(mask).astype(np.int64)
+    positions = mask if mask.dtype == np.uint8 else np.searchsorted(values, mask)
+    classes = _classes_of(values, class_list)
+    has_no_class = classes == _NO_CLASS
+    if has_no_class[positions].any():
+        bad = [int(value) for value in values[has_no_class] if (mask == value).any()]
+        raise ValueError(_explain_values(where, bad, class_list))
+    fits_in_bytes = len(class_list) <= 256 and 0 <= class_list.ignore_index <= 255
+    return classes.astype(np.uint8 if fits_in_bytes else np.int32)[positions]
+
+
+def decode_example(example: dict[str, Any], class_list: ClassList) -> tuple[PIL.Image.Image, np.ndarray]:
+    """
+    Image and label map of one row of a data set.
+
+    Args:
+        example: Has `image` and `label`: PIL images, or what `datasets` stores, `{"path", "bytes"}`; and optionally
+            `name`, which messages then use.
+        class_list: The classes and their rule. See `decode_label_map`.
+
+    Returns:
+        The image (PIL, mode "RGB", EXIF orientation applied, 16 bit scaled to 8, transparency laid over white), and
+        its label map as `decode_label_map` returns it.
+
+    Raises:
+        ValueError: for files that can not be read, masks as in `decode_label_map`, and an image and a mask of
+            different sizes. The message names the file.
+    """
+    name = example.get("name") or ""
+    image, image_name = _open(example["image"], "image", name)
+    mask, mask_name = _open(example["label"], "mask", name)
+    if image.mode != "RGB" or image.has_transparency_data:
+        pixels = image_to_tensor(image, name=f"image '{image_name}'")
+        image = PIL.Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    label_map = decode_label_map(mask, class_list, mask_name)
+    if label_map.shape != (image.height, image.width):
+        turned = label_map.shape == (image.width, image.height)
+        raise ValueError(
+            f"mask '{mask_name}' has size {label_map.shape} (height, width) but image '{image_name}' has "
+            f"{(image.height, image.width)}: each pixel of the image needs one label. "
+            + (
+                "One of them may have an EXIF orientation that the other was not made for: turn and save it again."
+                if turned
+                else "Resize the mask (nearest) to its image, or pair it with the right one."
+            )
+        )
+    return image, label_map
+
+
+def _open(value: Any, kind: str, name: str) -> tuple["PIL.Image.Image | np.ndarray", str]:
+    """The decoded image, and what to call it: its file where there is one, else the name of its row."""
+    if isinstance(value, np.ndarray):
+        return value, name
+    if isinstance(value, PIL.Image.Image):
+        return PIL.ImageOps.exif_transpose(value), getattr(value, "filename", None) or name
+    if not isinstance(value, dict) or not (value.get("bytes") or value.get("path")):
+        raise ValueError(f"The {kind} of '{name}' is {value!r:.100}: it has to be an image.")
+    path = value.get("path")
+    # The path beside bytes is that of the file on the machine where the data set was made.
+    called = path if value.get("bytes") is None or not name else name
+    try:
+        # Also reads remote files, and applies the EXIF orientation.
+        return datasets.Image().decode_example({"path": path, "bytes": value.get("bytes")}), called
+    except Exception as error:  # Pillow's decoders raise almost anything for broken files
+        raise ValueError(
+            f"Can not read {kind} '{called}' ({type(error).__name__}: {error}): it has to be a complete image file, "
+            "such as JPEG or PNG. Restore or remove it, or use skip_unreadable to leave such examples out."
+        ) from error
+
+
+def _classes_of(values: np.ndarray, class_list: ClassList) -> np.ndarray:
+    """Class id, `ignore_index` or `_NO_CLASS` of each raw value (both int64)."""
+    count, ignore_index = len(class_list), class_list.ignore_index
+    table = class_list.extras.get("label_id_to_train_id")
+    if table is not None:
+        train_ids = {int(label_id): int(train_id) for label_id, train_id in table.items()}
+        is_class = {label_id: 0 <= train_id < count for label_id, train_id in train_ids.items()}
+        return np.array(
+            [
+                (train_ids[value] if is_class[value] else ignore_index) if value in train_ids else _NO_CLASS
+                for value in values.tolist()
+            ]
+        )
+    first = 1 if class_list.reduce_labels else 0
+    classes = np.where((values >= first) & (values < first + count), values - first, _NO_CLASS)
+    classes[values == ignore_index] = ignore_index
+    if class_list.reduce_labels:
+        classes[values == 0] = ignore_index
+    return classes
+
+
+def _explain_values(where: str, bad: list[int], class_list: ClassList) -> str:
+    found = ", ".join(map(str, bad[:10])) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
+    count, name = len(class_list), class_list.name
+    table = class_list.extras.get("label_id_to_train_id")
+    if table is not None:
+        ids = sorted(map(int, table))
+        allowed = f"the label ids {ids[0]}..{ids[-1]}"
+        remedy = (
+            "If the masks hold train ids (0.. and 255) already, use a class list file without label_id_to_train_id"
+        )
+    elif class_list.reduce_labels:
+        allowed = f"0 (unlabelled), 1..{count} and {class_list.ignore_index} (ignored)"
+        remedy = "Correct the mask or the class list; reduce_labels there says that classes are stored from 1 on"
+    else:
+        allowed = f"0..{count - 1} and {class_list.ignore_index} (ignored)"
+        remedy = (
+            "Correct the mask, add the missing classes to the class list, or set reduce_labels in it if the masks "
+            "store classes from 1 on"
+        )
+    return f"{where} holds the value(s) {found}, but class list '{name}' allows {allowed}. {remedy}."

@@ -1,0 +1,301 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""Data sets of images and masks: ADE20K, Cityscapes, PASCAL-Context, the Hub, local files and synthetic scenes."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub
+from huggingface_hub.errors import EntryNotFoundError
+from transformers.utils import logging
+
+from .class_lists import ClassList, class_list_from_data, load_class_list
+from .folder_layouts import (
+    FilePairs,
+    ade20k_files,
+    cityscapes_files,
+    image_folder_files,
+    pascal_context_files,
+    split_spellings,
+)
+from .label_maps import decode_example
+from .synthetic import SYNTHETIC_CLASSES, SYNTHETIC_PALETTE, synthetic_scenes
+
+
+__all__ = ["load_segmentation_dataset"]
+
+logger = logging.get_logger(__name__)
+
+# Files are opened by decode_example, which can say which one is broken.
+_FEATURES = datasets.Features(
+    {"image": datasets.Image(decode=False), "label": datasets.Image(decode=False), "name": datasets.Value("string")}
+)
+_OFFICIAL_LAYOUTS = {
+    "ade20k": ade20k_files,
+    "cityscapes": cityscapes_files,
+    "pascal_context_59": pascal_context_files,
+    "pascal_context_60": pascal_context_files,
+}
+
+
+def load_segmentation_dataset(
+    dataset_name: str,
+    split: str = "train",
+    data_dir: str | None = None,
+    image_dir: str | None = None,
+    label_dir: str | None = None,
+    image_column: str = "image",
+    label_column: str = "label",
+    class_list: str | None = None,
+    streaming: bool = False,
+    skip_unreadable: bool = False,
+    dataset_config_name: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | None = None,
+    token: str | bool | None = None,
+    num_proc: int | None = None,
+    num_synthetic_scenes: int = 500,
+    synthetic_scene_size: int = 128,
+) -> tuple["datasets.Dataset | datasets.IterableDataset", ClassList]:
+    """
+    One split of a data set for semantic segmentation, and its classes.
+
+    Args:
+        dataset_name: "ade20k", "cityscapes", "pascal_context_59" or "pascal_context_60" with `data_dir`, the folder
+            of the official release (see `folder_layouts`); "image_folders" with `data_dir`, or `image_dir` and
+            `label_dir`; "synthetic"; or anything else that `datasets` loads: a repository of the Hub, a local folder
+            of data files, or one that `save_to_disk` wrote.
+        split: Such as "train" or "validation". Spellings such as "training" and "val" are taken for what is there.
+        data_dir: See `dataset_name`. For a data set of the Hub, the folder in it to load.
+        image_dir: For "image_folders": folder of the images, within `data_dir` if that is given.
+        label_dir: For "image_folders": folder of the masks, within `data_dir` if that is given.
+        image_column: Column of the images in a data set of the Hub.
+        label_column: Column of the masks in a data set of the Hub.
+        class_list: Name or JSON file of the classes, see `load_class_list`. Needed for "image_folders" and for data
+            sets that do not carry their names in a file `id2label.json` or in their features. Says also how masks
+            store classes: `class_list="ade20k"` for a copy of ADE20K on the Hub.
+        streaming: Whether to return an `IterableDataset`, which downloads nothing beforehand.
+        skip_unreadable: Whether to leave out, with a warning, what would otherwise be an error: files without
+            counterpart, files that can not be read, and masks with values that stand for no class. All files are read
+            once for this at the start (`num_proc` at a time), or while streaming.
+        dataset_config_name: Configuration of a data set of the Hub.
+        revision: Branch, tag or commit of a data set of the Hub.
+        cache_dir: Where data sets of the Hub are stored.
+        token: Access token of the Hub.
+        num_proc: Number of processes that prepare data of the Hub and look for unreadable files.
+        num_synthetic_scenes: How many scenes "synthetic" has.
+        synthetic_scene_size: Height and width of a synthetic scene in pixels.
+
+    Returns:
+        The data set with columns `image` and `label` (`datasets.Image(decode=False)`, as in the files; `label` holds
+        the raw values of the annotation) and `name` (unique within the split, but for streams of the Hub that several
+        workers read). `decode_example` opens a row. And the class list.
+
+    Raises:
+        ValueError: for folders that are missing, unpaired files, unknown splits and columns, and missing or broken
+            class lists. The message names the file and what was expected.
+    """
+    if dataset_name != "image_folders" and (image_dir is not None or label_dir is not None):
+        raise ValueError(f"image_dir and label_dir are for dataset_name='image_folders', not for '{dataset_name}'.")
+    if dataset_name in _OFFICIAL_LAYOUTS or dataset_name == "image_folders":
+        if dataset_name == "image_folders":
+            if class_list is None:
+                raise ValueError(
+                    "dataset_name='image_folders' needs class_list: the name of a class list, or a JSON file such as "
+                    '["background", "cat"].'
+                )
+            files = image_folder_files(data_dir, split, image_dir, label_dir)
+        else:
+            if data_dir is None:
+                raise ValueError(
+                    f"dataset_name='{dataset_name}' needs data_dir, the folder of the official release. For a copy on "
+                    f"the Hub, give its name as dataset_name and class_list='{dataset_name}'."
+                )
+            files = _OFFICIAL_LAYOUTS[dataset_name](data_dir, split)
+        classes = load_class_list(class_list or dataset_name)
+        data = _from_files(files, skip_unreadable)
+    elif dataset_name == "synthetic":
+        entries = [
+            {"id": i, "name": name, "color": list(color)}
+            for i, (name, color) in enumerate(zip(SYNTHETIC_CLASSES, SYNTHETIC_PALETTE))
+        ]
+        classes = class_list_from_data({"classes": entries}, "synthetic")
+        known = next((name for name in split_spellings(split) if name in ("train", "validation")), split)
+        data = synthetic_scenes(num_synthetic_scenes, size=(synthetic_scene_size,) * 2, split=known)
+        data = _with_our_columns(data, list(data.features), data.features, "image", "label", known)
+    else:
+        source = {"revision": revision, "cache_dir": cache_dir, "token": token, "data_dir": data_dir}
+        data = _load(dataset_name, dataset_config_name, split, streaming, num_proc, source)
+        columns, features = _columns(data)
+        if image_column == label_column:
+            raise ValueError(f"image_column and label_column are both '{image_column}': they have to differ.")
+        for option, column in (("image_column", image_column), ("label_column", label_column)):
+            if column not in columns:
+                raise ValueError(
+                    f"'{dataset_name}' has no column '{column}': set {option} to one of {', '.join(columns)}."
+                )
+        classes = _find_class_list(class_list, dataset_name, features, revision, token)
+        data = _with_our_columns(data, columns, features, image_column, label_column, split.partition("[")[0])
+
+    if streaming and isinstance(data, datasets.Dataset):
+        data = data.to_iterable_dataset(num_shards=min(len(data), 64))
+    if skip_unreadable:
+        data = _only_readable(data, classes, num_proc)
+    return data, classes
+
+
+def _from_files(files: FilePairs, skip_unpaired: bool) -> datasets.Dataset:
+    if files.unpaired:
+        problem = f"{len(files.unpaired)} file(s) have no counterpart: {_shorten(files.unpaired)}."
+        if not skip_unpaired:
+            raise ValueError(
+                f"{problem} Expected {files.expectation}. Complete or remove them, or use skip_unreadable to leave "
+                "them out."
+            )
+        logger.warning(f"{problem} They are left out.")
+    if not files.names:
+        raise ValueError(f"There is no image with a mask. Expected {files.expectation}.")
+    columns = {"image": files.images, "label": files.masks, "name": files.names}
+    return datasets.Dataset.from_dict(columns, features=_FEATURES)
+
+
+def _load(dataset_name, dataset_config_name, split, streaming, num_proc, source):
+    """The split of a data set that the library `datasets` can load, under whatever spelling it has there."""
+    if Path(dataset_name, "dataset_dict.json").is_file() or Path(dataset_name, "state.json").is_file():
+        saved = datasets.load_from_disk(dataset_name)
+        if isinstance(saved, datasets.Dataset):
+            saved = {str(saved.split or "train"): saved}
+        return saved[_find_split(dataset_name, split, list(saved), sliceable=False)]
+
+    try:
+        known = datasets.get_dataset_split_names(dataset_name, dataset_config_name, **source)
+    except (FileNotFoundError, ConnectionError) as error:
+        raise ValueError(
+            f"dataset_name='{dataset_name}' is neither {', '.join(map(repr, _OFFICIAL_LAYOUTS))}, 'image_folders' nor "
+            f"'synthetic', nor can it be loaded from the Hub or from a local folder: {error}"
+        ) from error
+    return datasets.load_dataset(
+        dataset_name,
+        dataset_config_name,
+        split=_find_split(dataset_name, split, known, sliceable=not streaming),
+        streaming=streaming,
+        num_proc=None if streaming else num_proc,
+        **source,
+    )
+
+
+def _find_split(dataset_name: str, split: str, known: list[str], sliceable: bool) -> str:
+    """The split as the data set spells it, with a slice such as "[:100]" where those are possible."""
+    name, bracket, slice_ = split.partition("[")
+    found = next((spelling for spelling in split_spellings(name) if spelling in known), None)
+    if bracket and not sliceable:
+        raise ValueError(f"split='{split}': slices need a data set that is neither saved to disk nor streamed.")
+    if found is None:
+        raise ValueError(f"'{dataset_name}' has no split '{name}'. Choose one of {', '.join(known)}.")
+    return found + bracket + slice_
+
+
+def _columns(data: "datasets.Dataset | datasets.IterableDataset") -> tuple[list[str], datasets.Features | None]:
+    if data.features is not None:
+        return list(data.features), data.features
+    # A stream of files without a schema.
+    return list(next(iter(data))), None
+
+
+def _with_our_columns(data, columns, features, image_column: str, label_column: str, split: str):
+    for option, column in (("image_column", image_column), ("label_column", label_column)):
+        feature = None if features is None else features[column]
+        is_image = feature is None or isinstance(feature, datasets.Image)
+        # Paths and encoded files, which the library can take for images.
+        if not is_image and getattr(feature, "dtype", None) not in ("string", "binary"):
+            raise ValueError(
+                f"Column '{column}' holds {feature}, not images: set {option} to another one of {', '.join(features)}."
+            )
+    if features is not None:
+        for column in (image_column, label_column):
+            data = data.cast_column(column, datasets.Image(decode=False))
+    if isinstance(data, datasets.IterableDataset):
+        return data.map(
+            _our_columns,
+            with_indices=True,
+            fn_kwargs={"image_column": image_column, "label_column": label_column, "split": split},
+            remove_columns=columns,
+            features=_FEATURES,
+        )
+    data = data.select_columns([image_column, label_column])
+    renamed = {image_column: "image", label_column: "label"}
+    data = data.rename_columns({old: new for old, new in renamed.items() if old != new})
+    return data.add_column("name", [f"{split}-{index:06d}" for index in range(len(data))])
+
+
+def _our_columns(row: dict[str, Any], index: int, image_column: str, label_column: str, split: str) -> dict[str, Any]:
+    return {"image": row[image_column], "label": row[label_column], "name": f"{split}-{index:06d}"}
+
+
+def _find_class_list(class_list, dataset_name, features, revision, token) -> ClassList:
+    """The class list that was asked for, else `id2label.json` of the data set, else the names in its features."""
+    if class_list is not None:
+        return load_class_list(class_list)
+    if os.path.isdir(dataset_name):
+        path = Path(dataset_name, "id2label.json")
+        path = path if path.is_file() else None
+    else:
+        try:
+            path = huggingface_hub.hf_hub_download(
+                dataset_name, "id2label.json", repo_type="dataset", revision=revision, token=token
+            )
+        except EntryNotFoundError:
+            path = None
+    if path is not None:
+        return dataclasses.replace(load_class_list(Path(path)), name=dataset_name)
+    named = {column: feature for column, feature in (features or {}).items() if _class_names(feature)}
+    if len(named) == 1:
+        column, feature = named.popitem()
+        logger.warning(f"The classes of '{dataset_name}' are taken to be those that its column '{column}' names.")
+        return class_list_from_data(_class_names(feature), dataset_name)
+    raise ValueError(
+        f"'{dataset_name}' does not say what its classes are called: set class_list to the name of a class list, or "
+        'to a JSON file such as ["background", "cat"].'
+    )
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    """The names in a list of class labels, in any nesting."""
+    inner = getattr(feature, "feature", None)
+    while getattr(inner, "feature", None) is not None:
+        inner = inner.feature
+    return inner.names if isinstance(inner, datasets.ClassLabel) else None
+
+
+def _only_readable(data, class_list: ClassList, num_proc: int | None):
+    if isinstance(data, datasets.IterableDataset):
+        return data.filter(_is_readable, fn_kwargs={"class_list": class_list, "report": True})
+    kept = data.filter(
+        _is_readable,
+        fn_kwargs={"class_list": class_list, "report": False},
+        num_proc=num_proc,
+        desc="Reading all images and masks",
+    )
+    if len(kept) == 0:
+        decode_example(data[0], class_list)
+    if len(kept) < len(data):
+        names = set(kept["name"])
+        skipped = [name for name in data["name"] if name not in names]
+        logger.warning(f"{len(skipped)} of {len(data)} examples are unusable and left out: {_shorten(skipped)}.")
+    return kept
+
+
+def _is_readable(example: dict[str, Any], class_list: ClassList, report: bool) -> bool:
+    try:
+        decode_example(example, class_list)
+    except (TypeError, ValueError) as error:
+        if report:
+            logger.warning(f"Left out: {error}")
+        return False
+    return True
+
+
+def _shorten(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

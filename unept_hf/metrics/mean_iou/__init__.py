@@ -1,0 +1,2 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""Mean IoU and pixel accuracy."""
