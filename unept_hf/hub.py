@@ -10,6 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
+from torch import Tensor
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .configuration_unept import UneptConfig
@@ -83,6 +84,11 @@ def class_reference(cls: type) -> str:
     return f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
 
 
+def default_model_card(name: str, num_labels: int) -> str:
+    """The `README.md` of an exported model: what it is, and how to load it from `name`."""
+    return MODEL_CARD.format(name=name, num_labels=num_labels)
+
+
 def set_auto_map(file: Path, auto_map: dict) -> None:
     """Replaces the `auto_map` of a configuration file."""
     config = json.loads(file.read_text(encoding="utf-8"))
@@ -96,6 +102,8 @@ def export(
     directory: str | os.PathLike,
     *,
     overwrite: bool = False,
+    model_card: str | None = None,
+    state_dict: dict[str, Tensor] | None = None,
 ) -> Path:
     """
     Writes a folder that loads with `trust_remote_code=True` where this package is not installed.
@@ -115,6 +123,10 @@ def export(
             The folder to write. Folders above it are made where they are missing.
         overwrite (`bool`, *optional*, defaults to `False`):
             Whether to replace an earlier export, with all that is in it.
+        model_card (`str`, *optional*):
+            The text of `README.md`; [`default_model_card`] unless given.
+        state_dict (`dict[str, torch.Tensor]`, *optional*):
+            Weights to write in place of those of `model`, which data parallel training may have spread.
 
     Returns:
         `Path`: the absolute path of the folder.
@@ -152,7 +164,7 @@ def export(
         )
     directory = Path(directory).resolve()
     with new_folder(directory, overwrite) as folder:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=state_dict)
         set_auto_map(folder / "config.json", {name: class_reference(cls) for name, cls in MODEL_CLASSES.items()})
         image_processor.save_pretrained(folder)
         # As a dictionary: with a plain string, transformers ignores backend="pil".
@@ -160,9 +172,10 @@ def export(
         set_auto_map(folder / "preprocessor_config.json", {"AutoImageProcessor": backends})
         for file in source_files():
             shutil.copyfile(file, folder / file.name)
-        card = MODEL_CARD.format(name=directory.name, num_labels=model.config.num_labels)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        if model_card is None:
+            model_card = default_model_card(directory.name, model.config.num_labels)
+        (folder / "README.md").write_text(model_card, encoding="utf-8")
     return directory
 
 
-__all__ = ["export", "source_files"]
+__all__ = ["default_model_card", "export", "source_files"]

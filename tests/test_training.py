@@ -1,0 +1,769 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""The trainer, from its options to the model that it uploads."""
+
+import json
+import logging
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForSemanticSegmentation, pipeline
+
+from unept_hf import UneptForSemanticSegmentation
+from unept_hf.data.class_lists import available_class_lists, class_list_from_data, load_class_list
+from unept_hf.data.synthetic import synthetic_scene
+from unept_hf.training_checkpoints import list_checkpoints, read_checkpoint
+
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+CONFIGS = sorted((EXAMPLES / "configs").glob("*.yaml"))
+sys.path.insert(0, str(EXAMPLES))
+
+import run_semantic_segmentation as trainer  # noqa: E402
+
+
+TINY_MODEL = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "num_attention_heads": 4,
+    "num_sampling_points": 2,
+    "spatial_branch_channels": [8, 16, 32],
+}
+# Runs in a second, dropout included.
+TINY = {
+    "preset": "unept-tiny",
+    "config_overrides": TINY_MODEL,
+    "dataset_name": "synthetic",
+    "num_synthetic_scenes": 10,
+    "synthetic_scene_size": 32,
+    "crop_size": 32,
+    "scale": [128, 32],
+    "dataloader_num_workers": 0,
+    "max_steps": 4,
+    "train_batch_size": 4,
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "polynomial",
+    "logging_steps": 1,
+    "eval_steps": 0,
+    "save_steps": 0,
+    "max_eval_images": 3,
+    "num_prediction_images": 1,
+    "disable_tqdm": True,
+    "cpu": True,
+}
+
+
+def arguments(output_dir: Path, **options) -> list[str]:
+    """The words of a command line."""
+    words = []
+    for name, value in {**TINY, "output_dir": output_dir, **options}.items():
+        if isinstance(value, dict):
+            value = json.dumps(value)
+        if value is not None:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+def run(output_dir: Path, **options) -> dict:
+    return trainer.main(arguments(output_dir, **options))
+
+
+def log_of(output_dir: Path, key: str = "loss") -> list:
+    lines = map(json.loads, (output_dir / "training_log.jsonl").read_text().splitlines())
+    return [line[key] for line in lines if key in line]
+
+
+def weights_of(folder: Path, file: str = "model.safetensors") -> dict[str, torch.Tensor]:
+    return load_file(folder / file)
+
+
+def assert_same(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert weights.keys() == expected.keys()
+    different = [name for name in weights if not torch.equal(weights[name], expected[name])]
+    assert not different
+
+
+@pytest.fixture(autouse=True)
+def new_accelerate_state():
+    """As in a new process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Starts processes that have imported everything already, so that a real kill costs no half minute."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    started = []
+    # Without this, the preloading finds nothing and says nothing.
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+
+    def start(arguments: list[str], **environment: str) -> multiprocessing.Process:
+        process = context.Process(target=run_in_process, args=(arguments, environment))
+        process.start()
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def run_in_process(arguments: list[str], environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # its data loader workers have imported everything too
+    trainer.main(arguments)
+
+
+def wait_for_step(process: multiprocessing.Process, output_dir: Path, step: int) -> None:
+    """Until the process has logged a step."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            if log_of(output_dir, "step")[-1] >= step:
+                return
+        except (FileNotFoundError, IndexError, json.JSONDecodeError):
+            pass
+        assert process.exitcode is None, f"it ended with {process.exitcode} before step {step}"
+        time.sleep(0.002)
+    raise TimeoutError(f"no step {step} in two minutes")
+
+
+# ---- options -------------------------------------------------------------------------------------------------------
+
+
+def test_command_line_wins_over_the_file(tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text(
+        "dataset_name: ade20k\noutput_dir: runs\nmax_steps: 100\nlearning_rate: 2e-4\nscale: [1024, 256]\n"
+        "config_overrides: {num_feature_levels: 1}\nphotometric_distortion: false\nclass_list: null\n"
+    )
+    model_args, data_args, run_args = trainer.parse_arguments([str(file), "--max_steps", "5", "--scale", "64", "32"])
+    assert (run_args.max_steps, run_args.learning_rate, run_args.output_dir) == (5, 2e-4, "runs")
+    assert (data_args.scale, data_args.photometric_distortion, data_args.class_list) == ([64, 32], False, None)
+    assert model_args.config_overrides == {"num_feature_levels": 1}
+    assert trainer.parse_arguments([str(file)])[2].max_steps == 100
+    file.with_suffix(".json").write_text(json.dumps({"dataset_name": "synthetic", "output_dir": "x", "seed": 3}))
+    assert trainer.parse_arguments([str(file.with_suffix(".json"))])[2].seed == 3
+
+
+def test_unknown_option_in_a_file(tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text("dataset_name: ade20k\noutput_dir: runs\nlerning_rate: 1\n")
+    with pytest.raises(ValueError, match=r"options\.yaml has unknown options: lerning_rate"):
+        trainer.parse_arguments([str(file)])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mixed_precision": "fp8"}, "mixed_precision has to be"),
+        ({"evaluation_mode": "tiles"}, "evaluation_mode has to be"),
+        ({"max_steps": 0}, "max_steps has to be at least 1"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"scale": [512]}, "scale and ratio_range"),
+        ({"config_overrides": "{"}, "config_overrides is not JSON"),
+        ({"config_overrides": "[1]"}, "config_overrides has to be a JSON object"),
+        ({"eval_fraction": 0.5, "streaming": True}, "eval_fraction can not split a stream"),
+        ({"model_name_or_path": "x", "use_pretrained_backbone": True}, "brings its own backbone"),
+        ({"evaluate": False, "load_best_model_at_end": True}, "load_best_model_at_end needs evaluate"),
+    ],
+)
+def test_options_that_can_not_be(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        trainer.parse_arguments(arguments(tmp_path, **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_batch_size": 5, "gradient_accumulation_steps": 2}, "train_batch_size=5 can not be shared"),
+        ({"crop_size": 36}, "crop_size=36 has to be a multiple of 8"),
+        ({"report_to": ["trackio"]}, r"report_to=\['trackio'\]: not installed"),
+        ({"dataset_name": "ade20k", "data_dir": "nowhere"}, "nowhere"),
+        ({"resume_from_checkpoint": "nowhere"}, "nowhere is not a checkpoint"),
+        ({"dataset_name": "image_folders", "data_dir": "."}, "needs class_list"),
+    ],
+)
+def test_runs_that_can_not_start(options, message, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run(tmp_path, **options)
+
+
+def test_there_is_a_config_for_every_row_of_the_paper():
+    names = {path.stem for path in CONFIGS}
+    rows = {"ade20k_{}_160k", "cityscapes_{}_80k", "pascal_context_59_{}_160k"}
+    assert {row.format(backbone) for row in rows for backbone in ("resnet50", "deit")} < names
+    assert sum(name.startswith("ablation_table5_") for name in names) == 4
+    assert sum(name.startswith("ablation_table6_") for name in names) == 6
+    assert {"small_gpu", "synthetic_scenes"} < names
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configs_make_models(path):
+    model_args, data_args, run_args = trainer.parse_arguments([str(path)])
+    if data_args.dataset_name in available_class_lists():
+        class_list = load_class_list(data_args.dataset_name)
+    else:
+        class_list = class_list_from_data(["a", "b", "c"])
+    config = trainer.make_config(model_args, data_args.crop_size, class_list)
+    with torch.device("meta"):
+        model = UneptForSemanticSegmentation(config)
+    assert data_args.crop_size % model.model.size_divisor == 0
+    assert model.classifier.out_channels == len(class_list)
+    assert tuple(config.query_grid_size) == (data_args.crop_size // config.query_stride,) * 2
+    assert run_args.train_batch_size % run_args.gradient_accumulation_steps == 0
+    scheduler = trainer.make_scheduler(trainer.make_optimizer(model, run_args), run_args)
+    assert scheduler.get_last_lr()[0] <= run_args.learning_rate
+    if "ablation" in path.stem:
+        name, overrides = path.stem, model_args.config_overrides
+        row = int(name.split("table5_")[1][0]) if "table5" in name else 4
+        assert overrides["num_feature_levels"] == (1 if row == 1 or "levels1" in name else 3)
+        assert (config.use_spatial_branch, config.use_boundary_heads) == (row >= 3, row == 4)
+        if "table6" in name:
+            assert name.endswith(f"points{config.num_sampling_points}")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"num_feature_levels": 1, "use_spatial_branch": False, "use_boundary_heads": False},
+        {"use_spatial_branch": False, "use_boundary_heads": False},
+        {"use_boundary_heads": False},
+        {},
+        {"decoder_self_attention": "dense"},
+        {"decoder_self_attention": "deformable"},
+    ],
+)
+def test_every_parameter_is_used(overrides):
+    """Otherwise data parallel training would wait for its gradient."""
+    model_args = trainer.ModelArguments(preset="unept-tiny", config_overrides={**TINY_MODEL, **overrides})
+    model = UneptForSemanticSegmentation(trainer.make_config(model_args, 32, class_list_from_data(["a", "b"])))
+    labels = torch.zeros(2, 32, 32, dtype=torch.long)
+    labels[:, :, 16:] = 1
+    model(pixel_values=torch.randn(2, 3, 32, 32), labels=labels).loss.backward()
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+
+
+def test_learning_rates():
+    model = UneptForSemanticSegmentation.from_preset("unept-tiny", **TINY_MODEL)
+    run_args = trainer.RunArguments(
+        output_dir="x", max_steps=100, learning_rate=1e-3, warmup_steps=4, lr_milestones=[10, 20], weight_decay=0.02
+    )
+    optimizer = trainer.make_optimizer(model, run_args)
+    in_backbone = {name for name, _ in model.named_parameters() if name.startswith("model.backbone.")}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    others, backbone = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
+    assert backbone == in_backbone
+    assert others | backbone == set(names.values())
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.02}
+
+    scheduler = trainer.make_scheduler(optimizer, run_args)
+    rates = []
+    for _ in range(25):
+        rates.append(scheduler.get_last_lr())
+        optimizer.step()
+        scheduler.step()
+    expected = [0.25e-3, 0.5e-3, 0.75e-3] + [1e-3] * 7 + [1e-4] * 10 + [1e-5] * 5
+    np.testing.assert_allclose([rate for rate, _ in rates], expected)
+    np.testing.assert_allclose([rate for _, rate in rates], np.array(expected) / 10)
+
+
+def test_interruption_notes_the_first_signal_only():
+    seen = []
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        with trainer.Interruption() as interruption:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert (interruption.received, seen) == ("SIGTERM", [])
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert seen == [signal.SIGTERM]
+        with trainer.Interruption() as interruption:
+            assert interruption.received is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert seen == [signal.SIGTERM] * 2
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def test_it_learns(tmp_path):
+    """And leaves a model that pipelines take, pictures and a log. Ten minutes of it: docs/training.md."""
+    metrics = run(
+        tmp_path,
+        num_synthetic_scenes=150,
+        synthetic_scene_size=64,
+        crop_size=64,
+        scale=[256, 64],
+        ratio_range=[1.0, 1.0],
+        photometric_distortion=False,
+        config_overrides={
+            "encoder_layers": 1,
+            "decoder_layers": 1,
+            "spatial_branch_channels": [32, 64],
+            "dropout": 0.0,
+        },
+        max_steps=80,
+        train_batch_size=8,
+        learning_rate=3e-3,
+        backbone_lr_multiplier=1.0,
+        logging_steps=10,
+        eval_steps=40,
+        max_eval_images=40,
+        num_prediction_images=2,
+    )
+    losses = log_of(tmp_path)
+    assert len(losses) == 8
+    assert losses[-1] < 0.75 * losses[0]
+    scores = log_of(tmp_path, "eval/mean_iou")
+    assert len(scores) == 2
+    assert scores[-1] == metrics["mean_iou"] > 0.4
+    for name in ("predictions/step_40.png", "predictions/step_80.png", "loss_curve.png", "model/predictions.png"):
+        assert Image.open(tmp_path / name).width > 500
+    segmenter = pipeline("image-segmentation", model=str(tmp_path / "best_model"))
+    image, label_map = synthetic_scene(2**31, size=(64, 64))
+    masks = {segment["label"]: np.array(segment["mask"]) > 0 for segment in segmenter(image)}
+    assert (masks["sky"] == (np.array(label_map) == 0)).mean() > 0.8
+
+
+def test_two_processes_with_half_batches_are_one_with_the_whole(tmp_path):
+    """Through the launcher, over 20 steps, with evaluation of a number of images that does not divide."""
+    options = {
+        "max_steps": 20,
+        "freeze_batch_norm": True,
+        "config_overrides": {**TINY_MODEL, "dropout": 0.0},
+        "eval_steps": 10,
+        "max_eval_images": 7,
+        "dataloader_num_workers": 1,
+    }
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(free_port()),
+    ]
+    result = subprocess.run(
+        [*launcher, EXAMPLES / "run_semantic_segmentation.py", *arguments(tmp_path / "two", **options)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    run(tmp_path / "one", **options)
+    for key in ("loss", "gradient_norm", "eval/mean_iou", "eval/overall_accuracy"):
+        one, two = log_of(tmp_path / "one", key), log_of(tmp_path / "two", key)
+        assert len(one) == len(two) == (2 if "eval" in key else 20)
+        # Pixels that just pass the threshold of the direction loss make the gradient jump.
+        rtol = 1e-2 if key == "gradient_norm" else 1e-4
+        np.testing.assert_allclose(two, one, rtol=rtol)
+    assert read_checkpoint(tmp_path / "two" / "checkpoint-20")["num_processes"] == 2
+    assert (tmp_path / "two" / "checkpoint-20" / "random_states_1.pkl").is_file()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_accumulated_pieces_are_the_whole_batch(tmp_path):
+    """Exactly so where each piece has as many labelled pixels, and without losses that balance classes."""
+    options = {
+        "config_overrides": {**TINY_MODEL, "dropout": 0.0, "use_boundary_heads": False},
+        "ratio_range": [1.0, 1.0],
+        "freeze_batch_norm": True,
+        "evaluate": False,
+    }
+    run(tmp_path / "whole", **options)
+    run(tmp_path / "pieces", **options, gradient_accumulation_steps=2)
+    for key in ("loss", "gradient_norm", "learning_rate"):
+        np.testing.assert_allclose(log_of(tmp_path / "pieces", key), log_of(tmp_path / "whole", key), rtol=1e-4)
+    assert not (tmp_path / "whole" / "best_model").exists()
+
+
+def test_batch_norm_statistics_can_stay(tmp_path):
+    run(tmp_path / "frozen", freeze_batch_norm=True, evaluate=False, max_steps=2)
+    run(tmp_path / "free", evaluate=False, max_steps=2)
+    frozen, free = (weights_of(tmp_path / name / "model") for name in ("frozen", "free"))
+    statistics = [name for name in frozen if name.endswith("running_mean")]
+    assert all(not frozen[name].any() and free[name].any() for name in statistics)
+    affine = "model.spatial_branch.normalizations.0.weight"
+    assert not torch.equal(frozen[affine], torch.ones_like(frozen[affine]))
+
+
+def test_average_of_the_weights(tmp_path):
+    """Recomputed from the weights after each step."""
+    run(tmp_path, ema_decay=0.7, save_steps=1, save_total_limit=0)
+    checkpoints = list_checkpoints(tmp_path)
+    assert len(checkpoints) == 4
+    average = None
+    for checkpoint in checkpoints:
+        weights = {name: tensor.double() for name, tensor in weights_of(checkpoint).items()}
+        if average is None:
+            average = weights
+        average = {name: 0.7 * average[name] + 0.3 * weights[name] for name in weights}
+        saved = weights_of(checkpoint, "average.safetensors")
+        for name, tensor in saved.items():
+            if tensor.is_floating_point():
+                torch.testing.assert_close(tensor.double(), average[name], rtol=1e-5, atol=1e-6)
+    assert_same(weights_of(tmp_path / "model"), saved)
+
+
+def test_memory_savers_and_trackers(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(
+        tmp_path,
+        mixed_precision="bf16",
+        gradient_checkpointing=True,
+        torch_compile=True,
+        torch_compile_backend="aot_eager",
+        report_to=["tensorboard"],
+        max_steps=2,
+        eval_steps=1,
+        load_best_model_at_end=True,
+    )
+    assert all(np.isfinite(log_of(tmp_path)))
+    assert weights_of(tmp_path / "model")["classifier.weight"].dtype == torch.float32
+    assert_same(weights_of(tmp_path / "model"), weights_of(tmp_path / "best_model"))
+    events = EventAccumulator(str(next(tmp_path.rglob("events.out.tfevents*")).parent)).Reload()
+    assert {"loss", "eval/mean_iou"} <= set(events.Tags()["scalars"])
+
+
+def test_from_a_trained_model_to_other_classes(tmp_path):
+    run(tmp_path / "first", max_steps=1, evaluate=False)
+    first = weights_of(tmp_path / "first" / "model")
+    write_image_folders(tmp_path / "data")
+    run(
+        tmp_path / "second",
+        model_name_or_path=tmp_path / "first" / "model",
+        config_overrides=None,
+        dataset_name="image_folders",
+        data_dir=tmp_path / "data",
+        class_list=tmp_path / "data" / "classes.json",
+        eval_fraction=0.25,
+        learning_rate=0.0,
+        weight_decay=0.0,
+        lr_scheduler_type="step",
+        max_steps=1,
+    )
+    second = weights_of(tmp_path / "second" / "model")
+    assert second["classifier.weight"].shape[0] == 3
+    assert torch.equal(first["model.query_embeddings"], second["model.query_embeddings"])
+    assert AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "second" / "model").config.id2label[1] == "cat"
+
+
+def test_a_loss_that_is_not_finite_stops_training(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"At step 3 the loss is .*checkpoint-2") as error:
+        run(tmp_path, learning_rate=1e30, warmup_steps=1, max_steps=10, save_steps=1, evaluate=False)
+    assert "learning_rate" in str(error.value)
+    assert all(tensor.isfinite().all() for tensor in weights_of(tmp_path / "checkpoint-1").values())
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+def test_killed_ten_times(processes, tmp_path):
+    """At random moments, while steps are made and checkpoints written: the same bits as without."""
+    options = {"max_steps": 24, "save_steps": 2, "ema_decay": 0.9, "seed": 5, "evaluate": False}
+    whole = processes(arguments(tmp_path / "whole", **options))
+    whole.join()
+    assert whole.exitcode == 0
+    killed = tmp_path / "killed"
+    options.update(resume_from_checkpoint="latest", dataloader_num_workers=1)
+    generator = random.Random()
+    moments = []
+    for _ in range(10):
+        done = max([read_checkpoint(path)["step"] for path in list_checkpoints(killed)], default=0)
+        step, delay = min(done + generator.randint(1, 4), 23), generator.uniform(0, 0.08)
+        moments.append((step, round(delay, 3)))
+        process = processes(arguments(killed, **options))
+        wait_for_step(process, killed, step)
+        time.sleep(delay)
+        process.kill()
+        process.join()
+    last = processes(arguments(killed, **options))
+    last.join()
+    assert last.exitcode == 0, moments
+    for name in ("model/model.safetensors", "checkpoint-24/model.safetensors", "checkpoint-24/average.safetensors"):
+        assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), (name, moments)
+    assert log_of(killed) == log_of(tmp_path / "whole"), moments
+    assert log_of(killed, "step") == list(range(1, 25))
+    assert [path.name for path in list_checkpoints(killed)] == ["checkpoint-22", "checkpoint-24"]
+
+
+def test_sigterm_saves_and_ends_well(processes, tmp_path):
+    """One of two processes gets the signal; both finish the step, and the training goes on as if nothing had been."""
+    options = {"max_steps": 30, "eval_steps": 10, "max_eval_images": 1}
+
+    def start(output_dir, world_size=2, **more):
+        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
+        words = arguments(output_dir, **options, **more)
+        return [processes(words, RANK=str(rank), LOCAL_RANK=str(rank), **environment) for rank in range(world_size)]
+
+    stopped = start(tmp_path / "stopped")
+    wait_for_step(stopped[0], tmp_path / "stopped", 4)
+    os.kill(stopped[1].pid, signal.SIGTERM)
+    for process in stopped:
+        process.join()
+        assert process.exitcode == 0
+    (checkpoint,) = list_checkpoints(tmp_path / "stopped")
+    step = read_checkpoint(checkpoint)["step"]
+    assert 4 <= step < 30
+    assert not (tmp_path / "stopped" / "model").exists()
+    shutil.copytree(tmp_path / "stopped", tmp_path / "alone")
+
+    for process in [*start(tmp_path / "stopped", resume_from_checkpoint="latest"), *start(tmp_path / "whole")]:
+        process.join()
+        assert process.exitcode == 0
+    assert_same(weights_of(tmp_path / "stopped" / "model"), weights_of(tmp_path / "whole" / "model"))
+    for key in ("loss", "eval/mean_iou"):
+        assert log_of(tmp_path / "stopped", key) == log_of(tmp_path / "whole", key)
+
+    # One process goes on from the checkpoint of two, with the same crops; dropout differs.
+    (process,) = start(tmp_path / "alone", world_size=1, resume_from_checkpoint="latest")
+    process.join()
+    assert process.exitcode == 0
+    np.testing.assert_allclose(
+        log_of(tmp_path / "alone")[step : step + 2], log_of(tmp_path / "whole")[step : step + 2], rtol=0.1
+    )
+
+
+@pytest.mark.floor
+def test_resume(tmp_path, caplog):
+    options = {"save_steps": 2, "eval_steps": 2}
+    run(tmp_path, **options)
+    with pytest.raises(ValueError, match=r"has checkpoints \(checkpoint-4\): go on with"):
+        run(tmp_path, **options)
+    options["resume_from_checkpoint"] = "latest"
+    with pytest.raises(ValueError, match=r"train_batch_size was 4, now 8; seed was 0, now 1") as error:
+        run(tmp_path, **options, train_batch_size=8, seed=1, logging_steps=2)
+    assert "logging_steps" not in str(error.value)
+    with pytest.raises(
+        ValueError, match="num_synthetic_scenes was 10, now 12; the training set had 10 examples, now 12"
+    ):
+        run(tmp_path, **options, num_synthetic_scenes=12)
+    with pytest.raises(ValueError, match="config_overrides was"):
+        run(tmp_path, **options, config_overrides={**TINY_MODEL, "decoder_layers": 2})
+    with pytest.raises(ValueError, match="has a newer checkpoint than the one to resume from, checkpoint-4"):
+        run(tmp_path, **{**options, "resume_from_checkpoint": tmp_path / "checkpoint-2"})
+
+    # Finished: nothing is left to do but to write the model again, with what was measured.
+    assert run(tmp_path, **options)["mean_iou"] == log_of(tmp_path, "eval/mean_iou")[-1]
+    assert len(log_of(tmp_path)) == 4
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        run(tmp_path, **options, max_steps=6)
+    assert "max_steps was 4, now 6" in caplog.text
+    assert log_of(tmp_path, "step") == [1, 2, 2, 3, 4, 4, 5, 6, 6]
+
+    weights = tmp_path / "checkpoint-6" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"checkpoint-6 is damaged; remove it and resume from checkpoint-4"):
+        run(tmp_path, **options, max_steps=8)
+
+
+def test_latest_without_a_checkpoint_starts_anew(tmp_path):
+    run(tmp_path, resume_from_checkpoint="latest", max_steps=1, evaluate=False)
+    assert log_of(tmp_path, "step") == [1]
+
+
+# ---- data sets -----------------------------------------------------------------------------------------------------
+
+
+def scene(index: int) -> tuple[Image.Image, np.ndarray]:
+    """A scene of one of three sizes, and its label map with values 0 to 5."""
+    image, label_map = synthetic_scene(index, size=((40, 48), (48, 40), (64, 56))[index % 3])
+    return image, np.array(label_map)
+
+
+def save_image(image: "Image.Image | np.ndarray", path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path)
+
+
+def write_ade20k(folder: Path) -> None:
+    for split, name in (("training", "train"), ("validation", "val")):
+        for index in range(4):
+            image, label_map = scene(index)
+            save_image(image, folder / "images" / split / f"ADE_{name}_{index:08d}.jpg")
+            save_image(label_map * 20, folder / "annotations" / split / f"ADE_{name}_{index:08d}.png")
+
+
+def write_cityscapes(folder: Path) -> None:
+    for split in ("train", "val"):
+        for index in range(4):
+            image, label_map = scene(index)
+            name = f"aachen/aachen_{index:06d}_000019"
+            save_image(image, folder / "leftImg8bit" / split / f"{name}_leftImg8bit.png")
+            save_image(label_map + np.uint8(4), folder / "gtFine" / split / f"{name}_gtFine_labelIds.png")
+            save_image(label_map, folder / "gtFine" / split / f"{name}_gtFine_color.png")
+
+
+def write_pascal_context(folder: Path) -> None:
+    for index in range(8):
+        image, label_map = scene(index)
+        save_image(image, folder / "JPEGImages" / f"2008_{index:06d}.jpg")
+        save_image(label_map * 9, folder / "SegmentationClassContext" / f"2008_{index:06d}.png")
+    for split, indices in (("train", range(4)), ("val", range(4, 8))):
+        listing = folder / "ImageSets" / "SegmentationContext" / f"{split}.txt"
+        listing.parent.mkdir(parents=True, exist_ok=True)
+        listing.write_text("".join(f"2008_{index:06d}\n" for index in indices))
+
+
+def write_image_folders(folder: Path) -> None:
+    for index in range(8):
+        image, label_map = scene(index)
+        save_image(image, folder / "images" / f"{index}.jpg")
+        save_image(label_map % 3, folder / "masks" / f"{index}.png")
+    (folder / "classes.json").write_text('["background", "cat", "dog"]')
+
+
+@pytest.mark.parametrize(
+    ("dataset_name", "write", "num_labels"),
+    [
+        ("ade20k", write_ade20k, 150),
+        ("cityscapes", write_cityscapes, 19),
+        ("pascal_context_59", write_pascal_context, 59),
+        ("pascal_context_60", write_pascal_context, 60),
+    ],
+)
+def test_official_layouts_train_and_evaluate(dataset_name, write, num_labels, tmp_path):
+    """Small trees in the layout of the releases, with whole images and with windows."""
+    write(tmp_path / "data")
+    options = {"dataset_name": dataset_name, "data_dir": tmp_path / "data", "max_steps": 2, "max_eval_images": None}
+    for mode in ("whole", "slide"):
+        metrics = run(tmp_path / mode, **options, evaluation_mode=mode)
+        assert 0 <= metrics["mean_iou"] <= 1
+        assert 0 <= metrics["overall_accuracy"] <= 1
+        assert len(log_of(tmp_path / mode)) == 2
+    config = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "whole" / "model").config
+    assert config.num_labels == num_labels
+    assert config.id2label == load_class_list(dataset_name).id2label
+
+
+def test_image_folders_need_something_to_evaluate_on(tmp_path):
+    write_image_folders(tmp_path / "data")
+    options = {
+        "dataset_name": "image_folders",
+        "data_dir": tmp_path / "data",
+        "class_list": tmp_path / "data" / "classes.json",
+        "max_steps": 1,
+    }
+    with pytest.raises(ValueError, match="eval_fraction takes a share of the training set"):
+        run(tmp_path / "run", **options)
+    run(tmp_path / "run", **options, eval_fraction=0.25)
+    assert read_checkpoint(tmp_path / "run" / "checkpoint-1")["num_examples"] == 6
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "a held-out share" in card
+    assert str(tmp_path) not in card
+
+
+def test_streaming(tmp_path):
+    """A data set on the disk, resumed: as if in one go."""
+    columns = {"picture": [], "annotation": []}
+    for index in range(6):
+        image, label_map = scene(index)
+        columns["picture"].append(image)
+        columns["annotation"].append(Image.fromarray(label_map % 3))
+    features = datasets.Features({name: datasets.Image() for name in columns})
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "data")
+    (tmp_path / "classes.json").write_text('["a", "b", "c"]')
+    options = {
+        "dataset_name": tmp_path / "data",
+        "image_column": "picture",
+        "label_column": "annotation",
+        "class_list": tmp_path / "classes.json",
+        "eval_split": "train",
+        "streaming": True,
+        "shuffle_buffer_size": 4,
+    }
+    run(tmp_path / "whole", **options)
+    run(tmp_path / "parts", **options, max_steps=2, lr_scheduler_type="step")
+    run(tmp_path / "other", **options, lr_scheduler_type="step")
+    run(tmp_path / "parts", **options, lr_scheduler_type="step", resume_from_checkpoint="latest")
+    assert log_of(tmp_path / "parts") == log_of(tmp_path / "other")
+    assert log_of(tmp_path / "whole")[0] == log_of(tmp_path / "parts")[0]
+
+
+def test_documented_trainer(monkeypatch, tmp_path):
+    """transformers' own, as docs/training.md shows it."""
+    text = (EXAMPLES.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    (code,) = (block.split("```")[0] for block in text.split("```python\n")[1:])
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(code, "training.md", "exec"), names)
+    assert 0 < names["metrics"]["mean_iou"] < 1
+    assert names["trainer"].state.global_step == 5
+
+
+# ---- the Hub -------------------------------------------------------------------------------------------------------
+
+
+def test_push_to_hub(monkeypatch, tmp_path):
+    uploads = []
+    created = type("Url", (), {"repo_id": "someone/scenes"})
+    monkeypatch.setattr(trainer, "whoami", lambda: {"name": "someone"})
+    monkeypatch.setattr(trainer, "create_repo", lambda name, **kwargs: uploads.append((name, kwargs)) or created)
+    monkeypatch.setattr(trainer, "upload_folder", lambda **kwargs: uploads.append(kwargs))
+    metrics = run(
+        tmp_path / "run", max_steps=2, push_to_hub=True, hub_model_id="someone/scenes", hub_private_repo=True, seed=7
+    )
+    (name, options), upload = uploads
+    assert (name, options) == ("someone/scenes", {"private": True, "exist_ok": True})
+    assert (upload["repo_id"], upload["folder_path"]) == ("someone/scenes", tmp_path / "run" / "model")
+    folder = upload["folder_path"]
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "predictions.png", "modeling_unept.py"} < {
+        path.name for path in folder.iterdir()
+    }
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.pipeline_tag == "image-segmentation"
+    assert card.data.library_name == "transformers"
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert results["mean_iou"] == round(metrics["mean_iou"], 4)
+    text = card.text
+    assert 'repository = "someone/scenes"' in text
+    assert f"| mean IoU | {metrics['mean_iou']:.4f} |" in text
+    assert "Trained for 2 steps of 4 crops (32 x 32)" in text
+    options = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    assert options["seed"] == 7
+    assert options["config_overrides"] == TINY_MODEL
+    assert str(tmp_path) not in text
+
+
+def test_push_to_hub_asks_for_a_login_first(monkeypatch, tmp_path):
+    def whoami():
+        raise OSError("not logged in")
+
+    monkeypatch.setattr(trainer, "whoami", whoami)
+    with pytest.raises(OSError, match="not logged in"):
+        run(tmp_path, push_to_hub=True)
+    assert not list(tmp_path.rglob("*.jsonl"))

@@ -1,0 +1,136 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""
+Folders `checkpoint-<step>` of a training: each is there as a whole or not at all, whenever the process is killed.
+
+A folder is written under a hidden temporary name, brought to the disk, and then renamed. Its `checkpoint.json` lists
+the size and SHA-256 of every other file, so that damage is found before anything is loaded.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+
+__all__ = ["commit_checkpoint", "latest_checkpoint", "list_checkpoints", "read_checkpoint", "start_checkpoint"]
+
+CHECKPOINT_FILE = "checkpoint.json"
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+_TEMPORARY = ".unfinished-"
+
+
+def list_checkpoints(directory: str | os.PathLike) -> list[Path]:
+    """The complete checkpoints in a folder, by step, the oldest first. None if there is no such folder."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        return []
+    found = {int(match[1]): path for path in directory.iterdir() if (match := _NAME.fullmatch(path.name))}
+    return [found[step] for step in sorted(found)]
+
+
+def latest_checkpoint(directory: str | os.PathLike) -> Path | None:
+    """The checkpoint with the highest step in a folder; `None` without one."""
+    return next(reversed(list_checkpoints(directory)), None)
+
+
+def start_checkpoint(directory: str | os.PathLike, step: int) -> Path:
+    """A new folder in which to write the checkpoint of a step. What killed processes left behind is removed."""
+    directory = Path(directory)
+    for leftover in directory.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(leftover)
+    folder = directory / f"{_TEMPORARY}checkpoint-{step}"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def commit_checkpoint(folder: Path, content: dict[str, Any], save_total_limit: int | None = None) -> Path:
+    """
+    Makes the folder of `start_checkpoint`, with all files in it, a checkpoint; then removes old ones.
+
+    Args:
+        folder: As returned by `start_checkpoint`.
+        content: JSON values that `read_checkpoint` will return.
+        save_total_limit: How many checkpoints to keep, at least 1; `None` keeps all.
+
+    Returns:
+        The folder under its new name.
+    """
+    files = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    text = json.dumps({**content, "files": files}, indent=2) + "\n"
+    (folder / CHECKPOINT_FILE).write_text(text, encoding="utf-8")
+    # Without this, a power cut could leave the new name with empty files.
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+    checkpoint = folder.with_name(folder.name.removeprefix(_TEMPORARY))
+    folder.rename(checkpoint)
+    _sync(checkpoint.parent)
+
+    if save_total_limit is not None:
+        for old in list_checkpoints(checkpoint.parent)[:-save_total_limit]:
+            # A folder that is half removed may not look like a checkpoint.
+            shutil.rmtree(old.rename(old.with_name(f"{_TEMPORARY}{old.name}")))
+    return checkpoint
+
+
+def read_checkpoint(checkpoint: str | os.PathLike) -> dict[str, Any]:
+    """
+    The `content` of a checkpoint, after all its files have been compared with their recorded sizes and hashes.
+
+    Raises:
+        FileNotFoundError: when it is not the folder of a checkpoint.
+        ValueError: when files are missing, cut off or changed; the message names them.
+    """
+    checkpoint = Path(checkpoint)
+    file = checkpoint / CHECKPOINT_FILE
+    if not file.is_file():
+        raise FileNotFoundError(f"{checkpoint} is not a checkpoint of this trainer: it has no {CHECKPOINT_FILE}.")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        files = content.pop("files")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{_damaged(checkpoint)} ({CHECKPOINT_FILE}: {error})") from error
+    problems = []
+    for name, expected in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif path.stat().st_size != expected["size"]:
+            problems.append(f"{name} has {path.stat().st_size} bytes instead of {expected['size']}")
+        elif _sha256(path) != expected["sha256"]:
+            problems.append(f"{name} has other bytes than were written")
+    if problems:
+        raise ValueError(f"{_damaged(checkpoint)} ({'; '.join(problems)})")
+    return content
+
+
+def _damaged(checkpoint: Path) -> str:
+    others = [path.name for path in list_checkpoints(checkpoint.parent) if path != checkpoint]
+    remedy = f"resume from {others[-1]}" if others else "there is no other one: start again"
+    return f"The checkpoint {checkpoint} is damaged; remove it and {remedy}"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    # Windows can not open folders, and asks for write access to files.
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
