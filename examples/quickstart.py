@@ -9,22 +9,16 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import matplotlib
-
-
-matplotlib.use("Agg")  # pictures go to files
-
 import numpy as np
 import torch
 from matplotlib import cbook
-from matplotlib import pyplot as plt
-from matplotlib.patches import Patch
 from PIL import Image
 from tqdm.auto import tqdm, trange
 from transformers import HfArgumentParser, pipeline, set_seed
 
 from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor
 from unept_hf.data.synthetic import SYNTHETIC_CLASSES, SYNTHETIC_PALETTE, synthetic_scenes
+from unept_hf.visualization import draw_comparison, draw_overlay
 
 
 @dataclass
@@ -87,21 +81,6 @@ def segment(segmenter, image: Image.Image) -> np.ndarray:
     return label_map
 
 
-def save_picture(path: Path, panels: dict[str, np.ndarray]) -> None:
-    """Images and label maps side by side, with the classes below."""
-    palette = np.array(SYNTHETIC_PALETTE, dtype=np.uint8)
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 4.6), squeeze=False)
-    for axis, (title, panel) in zip(axes[0], panels.items()):
-        axis.imshow(palette[panel] if panel.ndim == 2 else panel)
-        axis.set_title(title)
-        axis.axis("off")
-    handles = [Patch(color=color / 255, label=name) for name, color in zip(SYNTHETIC_CLASSES, palette)]
-    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False)
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
 def main(args: list[str] | None = None) -> dict[str, float]:
     """Runs the quickstart and returns its metrics on the held-out scenes."""
     (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(args)
@@ -135,22 +114,12 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     metrics = {"mean_iou": float(iou.mean()), "pixel_accuracy": float(correct.sum() / confusion.sum())}
 
     scene = test_scenes[0]
-    save_picture(
-        output_dir / "scene.png",
-        {
-            "held-out scene": np.array(scene["image"]),
-            "ground truth": np.array(scene["label"]),
-            "UN-EPT": segment(segmenter, scene["image"]),
-        },
-    )
+    classes = {"id2label": model.config.id2label, "palette": SYNTHETIC_PALETTE}
+    figure = draw_comparison(scene["image"], scene["label"], segment(segmenter, scene["image"]), **classes)
+    figure.savefig(output_dir / "scene.png")
     photograph = Image.open(arguments.image).convert("RGB") if arguments.image else sample_photograph()
-    save_picture(
-        output_dir / "photograph.png",
-        {
-            "photograph (it never saw one)": np.array(photograph),
-            "UN-EPT": segment(segmenter, photograph),
-        },
-    )
+    figure = draw_overlay(photograph, segment(segmenter, photograph), title="it never saw a photograph", **classes)
+    figure.savefig(output_dir / "photograph.png")
     (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print(f"\n{arguments.test_scenes} held-out scenes, intersection over union:")
     for name, value in zip(SYNTHETIC_CLASSES, iou):

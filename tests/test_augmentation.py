@@ -274,6 +274,7 @@ def test_boundary_targets_are_those_of_the_crop():
     augmentation = TrainingAugmentation.from_config(config, processor, crop_size=48, scale=(256, 64))
     label_map = blocks(60, 80)
     label_map[label_map == 255] = 77
+    label_map[20:40, 30:50] = 77  # in every crop
     for _ in range(5):
         example = augmentation(photo(60, 80), label_map)
         boundary, direction = boundary_targets(
@@ -354,6 +355,13 @@ def test_crops_hold_more_than_one_class(dtype):
     assert abs(failed - expected) < 4 * (expected * (1 - expected) / draws) ** 0.5
     plain = np.mean([is_varied(crop_of(label_map, (1, 10), 1.0)) for _ in range(draws)])
     assert abs(plain - share) < 4 * (share * (1 - share) / draws) ** 0.5
+
+
+def test_windows_are_drawn_again_ten_times(monkeypatch):
+    windows = []
+    monkeypatch.setattr(RandomCropWithMaxRatio, "_is_varied", lambda self, window: bool(windows.append(window)))
+    crop_of(blocks(20, 20), (8, 8), 0.75)
+    assert len(windows) == 11
 
 
 @pytest.mark.parametrize(
