@@ -6,7 +6,8 @@ Evaluates a semantic segmentation model: prints a table, and writes results.json
         --dataset_name synthetic --refine_boundaries both
     accelerate launch examples/evaluate_semantic_segmentation.py evaluation.yaml
 
-The second form reads the same options from a YAML or JSON file. docs/evaluation.md has the protocol of the paper.
+The second form reads the same options from a YAML or JSON file; options that follow it replace its own.
+docs/evaluation.md has the protocol of the paper.
 """
 
 import sys
@@ -15,7 +16,7 @@ from accelerate import Accelerator
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
 
 import unept_hf  # noqa: F401  (registers UN-EPT with the Auto classes)
-from unept_hf.command_arguments import DataArguments, EvaluationArguments, ModelArguments
+from unept_hf.command_arguments import DataArguments, EvaluationArguments, ModelArguments, options_of_file
 from unept_hf.data.segmentation_datasets import load_segmentation_dataset
 from unept_hf.evaluation import evaluate_model, results_table, save_results
 
@@ -24,13 +25,9 @@ def main(args: list[str] | None = None) -> dict:
     """Runs the evaluation and returns its results."""
     args = sys.argv[1:] if args is None else args
     parser = HfArgumentParser((ModelArguments, DataArguments, EvaluationArguments))
-    if len(args) == 1 and args[0].endswith((".yaml", ".yml")):
-        arguments = parser.parse_yaml_file(args[0])
-    elif len(args) == 1 and args[0].endswith(".json"):
-        arguments = parser.parse_json_file(args[0])
-    else:
-        arguments = parser.parse_args_into_dataclasses(args)
-    model_arguments, data_arguments, evaluation_arguments = arguments
+    if args and args[0].endswith((".yaml", ".yml", ".json")):
+        args = [*options_of_file(args[0]), *args[1:]]
+    model_arguments, data_arguments, evaluation_arguments = parser.parse_args_into_dataclasses(args)
 
     accelerator = Accelerator()
     hub = {name: getattr(model_arguments, name) for name in ("revision", "token", "trust_remote_code")}

@@ -218,7 +218,10 @@ class RunArguments:
 
     def __post_init__(self):
         if isinstance(self.lr_scheduler_kwargs, str):
-            self.lr_scheduler_kwargs = json.loads(self.lr_scheduler_kwargs)
+            try:
+                self.lr_scheduler_kwargs = json.loads(self.lr_scheduler_kwargs)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"lr_scheduler_kwargs is not JSON ({error}): {self.lr_scheduler_kwargs}") from error
         if self.mixed_precision not in (None, "no", "fp16", "bf16"):
             raise ValueError(f"mixed_precision has to be no, fp16 or bf16, got {self.mixed_precision!r}.")
         if self.evaluation_mode not in ("whole", "slide"):
@@ -228,6 +231,11 @@ class RunArguments:
         for name in ("max_steps", "train_batch_size", "gradient_accumulation_steps", "logging_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} has to be at least 1, got {getattr(self, name)}.")
+        for name in ("warmup_steps", "eval_steps", "save_steps", "save_total_limit", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} has to be at least 0, got {getattr(self, name)}.")
+        if self.max_eval_images is not None and self.max_eval_images < 1:
+            raise ValueError(f"max_eval_images has to be at least 1, got {self.max_eval_images}.")
         if self.load_best_model_at_end and not self.evaluate:
             raise ValueError("load_best_model_at_end needs evaluate.")
 
@@ -236,7 +244,7 @@ Arguments = tuple[ModelArguments, DataArguments, RunArguments]
 
 # What may differ between a checkpoint and the run that resumes from it, because it does not change the training...
 FREE_OPTIONS = {
-    "output_dir", "data_dir", "image_dir", "label_dir", "dataloader_num_workers", "cpu", "logging_steps", "eval_steps",
+    "output_dir", "dataloader_num_workers", "cpu", "logging_steps", "eval_steps",
     "save_steps", "save_total_limit", "evaluate", "evaluation_mode", "eval_split", "max_eval_images",
     "num_prediction_images", "load_best_model_at_end", "resume_from_checkpoint", "report_to", "run_name",
     "disable_tqdm", "push_to_hub", "hub_model_id", "hub_private_repo", "use_pretrained_backbone",
@@ -244,8 +252,8 @@ FREE_OPTIONS = {
 }  # fmt: skip
 # ... and what changes it in a way that can be meant.
 NOTED_OPTIONS = {
-    "max_steps", "mixed_precision", "gradient_checkpointing", "torch_compile", "torch_compile_backend",
-    "gradient_accumulation_steps",
+    "data_dir", "image_dir", "label_dir", "max_steps", "mixed_precision", "gradient_checkpointing", "torch_compile",
+    "torch_compile_backend", "gradient_accumulation_steps",
 }  # fmt: skip
 
 
@@ -267,7 +275,9 @@ def parse_arguments(args: list[str] | None = None) -> Arguments:
         for name, value in options.items():
             if isinstance(value, dict):
                 value = json.dumps(value)
-            if value is not None:
+            if value == [] and name == "lr_milestones":
+                raise ValueError(f"{path} has no lr_milestones: for a constant rate set lr_gamma: 1.0.")
+            if value is not None and value != []:
                 words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
         args = words + args
     return parser.parse_args_into_dataclasses(args, look_for_args_file=False)
@@ -290,11 +300,11 @@ def load_data(data_args: DataArguments, run_args: RunArguments):
     train_set, class_list = load_segmentation_dataset(
         split=data_args.train_split, streaming=data_args.streaming, **source
     )
-    if not run_args.evaluate:
-        return train_set, None, class_list
     if data_args.eval_fraction:
         parts = train_set.train_test_split(data_args.eval_fraction, seed=run_args.seed)
-        return parts["train"], parts["test"], class_list
+        return parts["train"], parts["test"] if run_args.evaluate else None, class_list
+    if not run_args.evaluate:
+        return train_set, None, class_list
     try:
         eval_set, _ = load_segmentation_dataset(split=data_args.eval_split, streaming=data_args.streaming, **source)
     except ValueError as error:
@@ -307,6 +317,9 @@ def load_data(data_args: DataArguments, run_args: RunArguments):
 
 def make_config(model_args: ModelArguments, crop_size: int, class_list: ClassList) -> UneptConfig:
     """Configuration of a new model for some classes."""
+    unknown = sorted(set(model_args.config_overrides or {}) - set(UneptConfig().to_dict()))
+    if unknown:
+        raise ValueError(f"config_overrides has what UneptConfig does not know: {', '.join(unknown)}.")
     config = UneptConfig.from_preset(
         model_args.preset,
         id2label=dict(class_list.id2label),
@@ -421,14 +434,22 @@ def make_optimizer(model: UneptForSemanticSegmentation, run_args: RunArguments) 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, run_args: RunArguments) -> torch.optim.lr_scheduler.LambdaLR:
     """The learning rate over the steps."""
+    if run_args.lr_scheduler_type == "reduce_lr_on_plateau":
+        raise ValueError("lr_scheduler_type reduce_lr_on_plateau is not for training by steps: choose another one.")
     if run_args.lr_scheduler_type != "step":
-        return get_scheduler(
-            run_args.lr_scheduler_type,
-            optimizer,
-            num_warmup_steps=run_args.warmup_steps,
-            num_training_steps=run_args.max_steps,
-            scheduler_specific_kwargs=run_args.lr_scheduler_kwargs,
-        )
+        try:
+            return get_scheduler(
+                run_args.lr_scheduler_type,
+                optimizer,
+                num_warmup_steps=run_args.warmup_steps,
+                num_training_steps=run_args.max_steps,
+                scheduler_specific_kwargs=run_args.lr_scheduler_kwargs,
+            )
+        except TypeError as error:
+            raise ValueError(
+                f"lr_scheduler_kwargs {run_args.lr_scheduler_kwargs} does not fit lr_scheduler_type "
+                f"{run_args.lr_scheduler_type}: {error}"
+            ) from error
 
     def factor(step: int) -> float:
         if step < run_args.warmup_steps:
@@ -680,6 +701,8 @@ class SegmentationTrainer:
                     f"{self.output_dir} has checkpoints ({newest.name}): go on with --resume_from_checkpoint latest, "
                     "or name another output_dir."
                 )
+            elif any((self.output_dir / name).exists() for name in ("model", "best_model")):
+                raise ValueError(f"{self.output_dir} has the model of an earlier training: name another output_dir.")
             if found[0] is not None:
                 read_checkpoint(found[0])
         return broadcast_object_list(found)[0]
@@ -868,7 +891,14 @@ class SegmentationTrainer:
                     return False
                 paused = time.perf_counter()
                 if self.is_due(run_args.eval_steps):
-                    self.evaluate()
+                    try:
+                        self.evaluate()
+                    except Exception:
+                        # A broken image in the evaluation set may not cost what was learned. Several processes could
+                        # not agree on saving here.
+                        if accelerator.num_processes == 1:
+                            self.save_checkpoint()
+                        raise
                     self.set_to_training()
                 if self.is_due(run_args.save_steps):
                     self.save_checkpoint()
@@ -1024,7 +1054,10 @@ class SegmentationTrainer:
     def finish(self) -> None:
         """Writes the final model, and uploads it if that is asked for."""
         final = self.output_dir / "model"
-        if self.run_args.load_best_model_at_end:
+        has_best = self.best_mean_iou >= 0
+        if self.run_args.load_best_model_at_end and not has_best:
+            logger.warning("No evaluation gave a mean IoU, so the final model is the last one, not the best.")
+        if self.run_args.load_best_model_at_end and has_best:
             if self.accelerator.is_main_process:
                 shutil.copytree(self.output_dir / "best_model", final, dirs_exist_ok=True)
         else:

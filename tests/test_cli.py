@@ -286,6 +286,18 @@ def test_evaluate(model, processor, folder, tmp_path, monkeypatch, capsys):
     assert not any(name.startswith("boundary") for name in json.loads(Path("out/results.json").read_text()))
 
 
+def test_evaluate_with_options_after_the_file(tmp_path, monkeypatch):
+    parsed = []
+    monkeypatch.setattr(cli, "run_evaluate", lambda arguments: parsed.append(arguments) or 0)
+    file = tmp_path / "evaluation.json"
+    given = {"model_name_or_path": "m", "dataset_name": "synthetic", "refine_boundaries": True, "batch_size": 2}
+    file.write_text(json.dumps(given, indent="\t"))
+    assert main(["evaluate", str(file), "--batch_size", "3"]) == 0
+    assert parsed[0].refine_boundaries == "yes" and parsed[0].batch_size == 3
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(file), "--mode", "half"])
+
+
 @pytest.mark.parametrize(("content", "message"), [("[1, 2]", "names of options"), ("{a: [", "can not be read")])
 def test_bad_option_files(tmp_path, content, message):
     (tmp_path / "evaluation.yaml").write_text(content)

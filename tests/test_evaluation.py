@@ -21,7 +21,7 @@ from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor
 from unept_hf.data.class_lists import class_list_from_data
 from unept_hf.data.segmentation_datasets import load_segmentation_dataset
 from unept_hf.data.synthetic import SYNTHETIC_CLASSES
-from unept_hf.evaluation import evaluate_model, results_table, save_results
+from unept_hf.evaluation import evaluate_model, results_figure, results_table, save_results
 from unept_hf.inference import segment
 from unept_hf.metrics import boundary_f_scores, scores_from_confusion_matrix, trimap_confusion_matrices
 
@@ -164,6 +164,42 @@ def test_errors(model, processor, data):
     broken = datasets.Dataset.from_dict({"image": [{"path": "no/such.png", "bytes": None}], "label": [None]})
     with pytest.raises(ValueError, match=r"no/such\.png"):
         evaluate_model(model, processor, broken, class_list, progress=False)
+
+
+def test_warns_of_other_class_names(model, processor, data, monkeypatch, caplog):
+    dataset, class_list = data
+    options = {"max_images": 1, "boundary_f1": False, "progress": False}
+    evaluate_model(model, processor, dataset, class_list, **options)
+    monkeypatch.setattr(model.config, "id2label", {index: f"LABEL_{index}" for index in range(6)})
+    evaluate_model(model, processor, dataset, class_list, **options)
+    assert not caplog.messages
+    names = list(SYNTHETIC_CLASSES)
+    names[2], names[4] = names[4], names[2]
+    monkeypatch.setattr(model.config, "id2label", dict(reversed(list(enumerate(names)))))
+    evaluate_model(model, processor, dataset, class_list, **options)
+    (message,) = caplog.messages
+    assert f"Class 2 is '{SYNTHETIC_CLASSES[4]}' in the model but '{SYNTHETIC_CLASSES[2]}' in class list" in message
+
+
+def test_names_are_no_formulas(tmp_path):
+    names = ["$\\frac$", "$x$ €"]
+    class_list = class_list_from_data(names, "prices")
+    results = {"mean_iou": 0.5, "num_images": 1, "seconds": 1.0, "images_per_second": 1.0}
+    results["settings"] = {"refine_boundaries": False}
+    results["per_category"] = {name: {"iou": 0.5, "pixels": 8} for name in names}
+    label_map = np.zeros((4, 4), np.uint8)
+    sample = {
+        "name": "$\\oops$.png",
+        "image": Image.new("RGB", (4, 4)),
+        "reference": label_map,
+        "prediction": label_map,
+    }
+    results["samples"] = [sample]
+    save_results(results, class_list, tmp_path)
+    assert "| $x$ € |" in (tmp_path / "results.md").read_text(encoding="utf-8")
+    figure = results_figure(results, class_list)
+    figure.canvas.draw()
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == names
 
 
 def test_report(model, processor, data, tmp_path):
@@ -311,6 +347,43 @@ def test_example_with_two_processes(model, processor, data, folders, two_process
     expected = evaluate_model(model, processor, *data, refine_boundaries="both", progress=False)
     assert_same(json.loads((folders / "results" / "results.json").read_text()), expected)
     assert (folders / "results" / "results.png").is_file()
+
+
+@pytest.mark.parametrize(("written", "used"), [("yes", True), ("no", False), ("true", True)])
+def test_example_with_options_after_the_file(folders, tmp_path, monkeypatch, written, used):
+    spec = importlib.util.spec_from_file_location("example", EXAMPLE)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    calls = {}
+
+    def load(**options):
+        calls["data"] = options
+        return None, None
+
+    def evaluate(*args, **options):
+        calls["evaluation"] = options
+        return {}
+
+    monkeypatch.setattr(example, "load_segmentation_dataset", load)
+    monkeypatch.setattr(example, "evaluate_model", evaluate)
+    monkeypatch.setattr(example, "save_results", lambda *args: None)
+    monkeypatch.setattr(example, "results_table", lambda *args: "")
+    file = tmp_path / "evaluation.yaml"
+    file.write_text(
+        f"model_name_or_path: {folders / 'model'}\ndataset_name: synthetic\nrefine_boundaries: {written}\n"
+        "flip: yes\nscales: [0.5, 1]\nbatch_size: 2\nnum_synthetic_scenes: 7\nsynthetic_scene_size: 64\n"
+    )
+    try:
+        example.main([str(file), "--batch_size", "3", "--scales", "2", "--dataset_config_name", "full"])
+        with pytest.raises(SystemExit):
+            example.main([str(file), "--mode", "half"])
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    options = calls["evaluation"]
+    assert options["refine_boundaries"] is used and options["flip"] is True
+    assert options["batch_size"] == 3 and options["scales"] == [2.0]
+    data = calls["data"]
+    assert (data["num_synthetic_scenes"], data["synthetic_scene_size"], data["dataset_config_name"]) == (7, 64, "full")
 
 
 def test_example_on_the_command_line(folders, tmp_path):

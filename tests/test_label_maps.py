@@ -180,6 +180,13 @@ def test_gray_palette_16_bit_and_transparent_images():
     assert (np.asarray(image) == 255).all()
 
 
+def test_images_of_floating_point_pixels():
+    image = PIL.Image.fromarray(np.ones((4, 6), dtype=np.float32))
+    row = {"image": encoded(image, "TIFF"), "label": mask(), "name": "depth"}
+    with pytest.raises(ValueError, match=r"image 'depth' has floating point pixels.*8 or 16 bit"):
+        decode_example(row, THREE)
+
+
 def test_exif_orientation():
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter, clockwise

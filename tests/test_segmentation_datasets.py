@@ -276,6 +276,17 @@ def test_folders_without_splits(folders, class_file):
         load_segmentation_dataset("image_folders", "validation", **options)
 
 
+@pytest.mark.parametrize(("kind", "other"), [("images", "masks"), ("masks", "images")])
+@pytest.mark.parametrize("above", [False, True])
+def test_split_with_one_of_two_folders(tmp_path, kind, other, above):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    found, missing = (f"train/{kind}", f"train/{other}") if above else (f"{kind}/train", f"{other}/train")
+    (tmp_path / found).mkdir(parents=True)
+    with pytest.raises(ValueError, match=f"no folder '.*{missing}', but there is '.*{found}'"):
+        image_folder_files(tmp_path, "train")
+
+
 def test_folders_of_other_names(folders, class_file):
     (folders / "images").rename(folders / "photos")
     with pytest.raises(ValueError, match=r"There is no folder '.*images': set data_dir and image_dir.*masks, photos"):

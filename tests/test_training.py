@@ -154,6 +154,53 @@ def wait_for_step(process: multiprocessing.Process, output_dir: Path, step: int)
 # ---- options -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--save_total_limit", "-1"], "save_total_limit has to be at least 0, got -1"),
+        (["--max_eval_images", "0"], "max_eval_images has to be at least 1, got 0"),
+        (["--lr_scheduler_kwargs", "{"], "lr_scheduler_kwargs is not JSON"),
+    ],
+)
+def test_options_out_of_range(option, message):
+    with pytest.raises(ValueError, match=message):
+        trainer.parse_arguments(["--dataset_name", "synthetic", "--output_dir", "runs", *option])
+
+
+def test_options_that_do_not_fit(tmp_path):
+    with pytest.raises(ValueError, match="what UneptConfig does not know: hiden_size"):
+        run(tmp_path, config_overrides='{"hiden_size": 3}')
+    with pytest.raises(ValueError, match=r"lr_scheduler_kwargs .* does not fit lr_scheduler_type cosine"):
+        run(tmp_path, lr_scheduler_type="cosine", lr_scheduler_kwargs='{"power": 0.9}')
+
+
+def test_models_of_an_earlier_training_stay(tmp_path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ValueError, match=r"has the model of an earlier training: name another output_dir"):
+        run(tmp_path)
+
+
+def test_a_failing_evaluation_costs_nothing(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ValueError("a broken image")
+
+    monkeypatch.setattr(trainer, "evaluate_model", fail)
+    with pytest.raises(ValueError, match="a broken image"):
+        run(tmp_path, max_steps=2, eval_steps=1, save_steps=0)
+    assert read_checkpoint(list_checkpoints(tmp_path)[-1])["step"] == 1
+    monkeypatch.undo()
+    run(tmp_path, max_steps=2, eval_steps=1, save_steps=0, resume_from_checkpoint="latest")
+    assert log_of(tmp_path, "step")[-1] == 2
+
+
+def test_without_a_mean_iou_the_last_model_is_the_final_one(tmp_path, monkeypatch):
+    nothing = dict.fromkeys(("mean_iou", "mean_accuracy", "overall_accuracy", "seconds"), float("nan"))
+    monkeypatch.setattr(trainer, "evaluate_model", lambda *args, **kwargs: {**nothing, "num_images": 1})
+    run(tmp_path, max_steps=1, load_best_model_at_end=True)
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+    assert not (tmp_path / "best_model").exists()
+
+
 def test_command_line_wins_over_the_file(tmp_path):
     file = tmp_path / "options.yaml"
     file.write_text(
@@ -522,7 +569,7 @@ def test_killed_ten_times(processes, tmp_path):
 
 def test_sigterm_saves_and_ends_well(processes, tmp_path):
     """One of two processes gets the signal; both finish the step, and the training goes on as if nothing had been."""
-    options = {"max_steps": 30, "eval_steps": 10, "max_eval_images": 1}
+    options = {"max_steps": 16, "eval_steps": 8, "max_eval_images": 1}
 
     def start(output_dir, world_size=2, **more):
         environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
@@ -537,13 +584,15 @@ def test_sigterm_saves_and_ends_well(processes, tmp_path):
         assert process.exitcode == 0
     (checkpoint,) = list_checkpoints(tmp_path / "stopped")
     step = read_checkpoint(checkpoint)["step"]
-    assert 4 <= step < 30
+    assert 4 <= step < 16
     assert not (tmp_path / "stopped" / "model").exists()
     shutil.copytree(tmp_path / "stopped", tmp_path / "alone")
 
-    for process in [*start(tmp_path / "stopped", resume_from_checkpoint="latest"), *start(tmp_path / "whole")]:
-        process.join()
-        assert process.exitcode == 0
+    # One pair after the other: with four processes on two cores, most of the time goes to waiting.
+    for name, resumed in (("stopped", {"resume_from_checkpoint": "latest"}), ("whole", {})):
+        for process in start(tmp_path / name, **resumed):
+            process.join()
+            assert process.exitcode == 0
     assert_same(weights_of(tmp_path / "stopped" / "model"), weights_of(tmp_path / "whole" / "model"))
     for key in ("loss", "eval/mean_iou"):
         assert log_of(tmp_path / "stopped", key) == log_of(tmp_path / "whole", key)

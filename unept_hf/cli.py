@@ -26,6 +26,7 @@ from .command_arguments import (
     HubArguments,
     ModelArguments,
     SegmentationArguments,
+    options_of_file,
 )
 from .configuration_unept import PRESETS
 
@@ -482,23 +483,6 @@ def run_env(arguments: argparse.Namespace) -> int:
 # The command itself
 
 
-def options_of_file(path: str) -> list[str]:
-    """Options from a YAML or JSON file of names and values, as one would type them."""
-    import yaml
-
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise SystemExit(f"unept-hf evaluate: {path} can not be read: {error}") from error
-    if not isinstance(values, dict):
-        raise SystemExit(f"unept-hf evaluate: {path} has to hold names of options and their values.")
-    options = []
-    for name, value in values.items():
-        if value is not None:
-            options += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return options
-
-
 def from_namespace(dataclass, namespace: argparse.Namespace):
     """The fields of a dataclass from parsed options."""
     return dataclass(**{field.name: getattr(namespace, field.name) for field in fields(dataclass)})
@@ -517,7 +501,7 @@ Exit status: 0 if all images were segmented, 1 if some were not (each is reporte
 examples:
   unept-hf evaluate --model_name_or_path my-model --dataset_name ade20k --data_dir ADEChallengeData2016
   unept-hf evaluate --model_name_or_path my-model --dataset_name synthetic --refine_boundaries both
-  unept-hf evaluate evaluation.yaml                        (the same options from a file)
+  unept-hf evaluate evaluation.yaml                        (the same options from a file; more may follow)
   accelerate launch -m unept_hf evaluate evaluation.yaml   (on several GPUs)""",
     "export": """\
 examples:
@@ -623,8 +607,11 @@ def message_of(error: Exception) -> str:
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command, and returns its exit status."""
     args = list(sys.argv[1:] if args is None else args)
-    if len(args) == 2 and args[0] == "evaluate" and args[1].endswith((".yaml", ".yml", ".json")):
-        args[1:] = options_of_file(args[1])
+    if len(args) > 1 and args[0] == "evaluate" and args[1].endswith((".yaml", ".yml", ".json")):
+        try:
+            args[1:2] = options_of_file(args[1])
+        except ValueError as error:
+            raise SystemExit(f"unept-hf evaluate: {error}") from error
     arguments = make_parser().parse_args(args)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()

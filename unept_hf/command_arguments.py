@@ -1,7 +1,11 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """Options that commands and examples have in common, as dataclasses for transformers' `HfArgumentParser`."""
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
 
 
 @dataclass(kw_only=True)
@@ -32,6 +36,7 @@ class DataArguments:
             "synthetic, or a data set of the Hub or on disk."
         }
     )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a data set of the Hub."})
     split: str = field(default="validation", metadata={"help": "Split of the data set."})
     data_dir: str | None = field(default=None, metadata={"help": "Folder of the official release."})
     image_dir: str | None = field(default=None, metadata={"help": "For image_folders: the folder of the images."})
@@ -42,6 +47,10 @@ class DataArguments:
     streaming: bool = field(default=False, metadata={"help": "Whether to stream the data set."})
     skip_unreadable: bool = field(default=False, metadata={"help": "Whether to leave out what can not be read."})
     max_images: int | None = field(default=None, metadata={"help": "How many images to take. All if not given."})
+    num_synthetic_scenes: int = field(default=500, metadata={"help": "For synthetic: number of scenes."})
+    synthetic_scene_size: int = field(
+        default=128, metadata={"help": "For synthetic: height and width of the scenes in pixels."}
+    )
 
 
 @dataclass
@@ -113,6 +122,32 @@ class SegmentationArguments(PredictionArguments):
     picture_size: int = field(default=1024, metadata={"help": "Pixels of the longer side in pictures."})
 
 
+def options_of_file(path: str) -> list[str]:
+    """
+    Options from a YAML or JSON file of names and values, as one would type them.
+
+    Raises:
+        ValueError: for a file that can not be read, or holds anything else.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        values = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} can not be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} has to hold names of options and their values.")
+
+    def word(value):
+        # To YAML, yes and no are booleans; here they are choices of an option, and good for boolean ones too.
+        return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+
+    options = []
+    for name, value in values.items():
+        if value is not None:
+            options += [f"--{name}", *map(word, value if isinstance(value, list) else [value])]
+    return options
+
+
 __all__ = [
     "DataArguments",
     "EvaluationArguments",
@@ -120,4 +155,5 @@ __all__ = [
     "ModelArguments",
     "PredictionArguments",
     "SegmentationArguments",
+    "options_of_file",
 ]

@@ -24,6 +24,7 @@ from datasets.distributed import split_dataset_by_node
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from .data.class_lists import ClassList
 from .data.label_maps import decode_example
@@ -32,6 +33,8 @@ from .metrics import boundary_f_scores, confusion_matrix, trimap_confusion_matri
 from .metrics.boundary_f1.boundary_f1 import scores_from_sums
 from .metrics.mean_iou.mean_iou import scores_from_confusion_matrix
 
+
+logger = logging.get_logger(__name__)
 
 # Metrics are computed beside the model, in threads, with this many images waiting at most.
 METRIC_THREADS = 4
@@ -182,6 +185,21 @@ def decoded_chunks(
         yield chunk
 
 
+def warn_of_other_names(model: nn.Module, class_list: ClassList) -> None:
+    """Warns when the metrics would carry other names than the classes have in the model."""
+    names = [name for _, name in sorted(model.config.id2label.items())]
+    if names == [f"LABEL_{index}" for index in range(len(names))]:
+        return
+    for index, name in enumerate(names):
+        if name != class_list.id2label[index]:
+            logger.warning(
+                f"Class {index} is '{name}' in the model but '{class_list.id2label[index]}' in class list "
+                f"'{class_list.name}', whose names the metrics carry: evaluate with the class list that the model was "
+                "trained on."
+            )
+            return
+
+
 def evaluate_model(
     model: nn.Module,
     processor,
@@ -261,6 +279,8 @@ def evaluate_model(
             f"The model has {model.config.num_labels} classes but class list '{class_list.name}' has {num_labels}: "
             "evaluate with the class list that the model was trained on."
         )
+    if is_main:
+        warn_of_other_names(model, class_list)
     tolerances = tuple(boundary_tolerances) if boundary_f1 else ()
     widths = tuple(trimap_widths) if boundary_f1 else ()
     settings = {
@@ -417,7 +437,8 @@ def results_figure(results: dict, class_list: ClassList) -> Figure:
             thickness,
             label=f"{name}: mean {one['mean_iou']:.3f}",
         )
-    axes[0].set(xlabel="IoU", xlim=(0, 1), ylim=(len(labels), -1), yticks=positions, yticklabels=labels)
+    axes[0].set(xlabel="IoU", xlim=(0, 1), ylim=(len(labels), -1))
+    axes[0].set_yticks(positions, labels, parse_math=False)
     axes[0].tick_params("y", labelsize=8)
     axes[0].legend()
     if "trimap_mean_iou" in results:
@@ -436,7 +457,8 @@ def results_figure(results: dict, class_list: ClassList) -> Figure:
                 known = (picture >= 0) & (picture < len(palette))
                 picture = np.where(known[..., None], palette[np.where(known, picture, 0)], 0)
             axis.imshow(picture, interpolation=None if name == "image" else "nearest")
-            axis.set_title(f"{name} {one['name']}" if name == "image" else name, fontsize=9)
+            title = f"{name} {one['name']}" if name == "image" else name
+            axis.set_title(title, fontsize=9, parse_math=False)
             axis.axis("off")
     return figure
 
@@ -451,8 +473,9 @@ def save_results(results: dict, class_list: ClassList, output_dir: str | os.Path
 
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / "results.json").write_text(json.dumps(plain(results), indent=2, default=str) + "\n")
-    (output_dir / "results.md").write_text(results_table(results))
+    text = json.dumps(plain(results), indent=2, default=str) + "\n"
+    (output_dir / "results.json").write_text(text, encoding="utf-8")
+    (output_dir / "results.md").write_text(results_table(results), encoding="utf-8")
     results_figure(results, class_list).savefig(output_dir / "results.png", dpi=100)
 
 

@@ -58,7 +58,12 @@ def commit_checkpoint(folder: Path, content: dict[str, Any], save_total_limit: i
 
     Returns:
         The folder under its new name.
+
+    Raises:
+        ValueError: for a limit below 1.
     """
+    if save_total_limit is not None and save_total_limit < 1:
+        raise ValueError(f"save_total_limit has to be at least 1, or None for all, got {save_total_limit}.")
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.rglob("*"))

@@ -132,8 +132,8 @@ def image_folder_files(
         label_dir: Folder of the masks; "masks" unless given.
 
     Raises:
-        ValueError: for folders that are missing or hold no images, and for two files of the same name but for the
-            suffix.
+        ValueError: for folders that are missing, or hold no images, for a split in one of the two only, and for two
+            files of the same name but for the suffix.
     """
     if data_dir is None and (image_dir is None or label_dir is None):
         raise ValueError(
@@ -152,6 +152,13 @@ def image_folder_files(
         for folder, option in ((images, "image_dir"), (masks, "label_dir")):
             if not folder.is_dir():
                 raise ValueError(f"There is no folder '{folder}': set data_dir and {option}. {_what_is_in(base)}")
+        halves = [sorted(pair, key=Path.is_dir) for pair in candidates if pair[0].is_dir() or pair[1].is_dir()]
+        if halves:
+            missing, found = halves[0]
+            raise ValueError(
+                f"There is no folder '{missing}', but there is '{found}': a split needs a folder of images and one "
+                "of masks. Add or rename the missing one."
+            )
         if "train" not in split_spellings(split):
             raise ValueError(
                 f"'{candidates[0][0]}' and '{candidates[0][1]}' do not both exist, so there is only one split, "

@@ -80,14 +80,19 @@ def decode_example(example: dict[str, Any], class_list: ClassList) -> tuple[PIL.
         its label map as `decode_label_map` returns it.
 
     Raises:
-        ValueError: for files that can not be read, masks as in `decode_label_map`, and an image and a mask of
-            different sizes. The message names the file.
+        ValueError: for files that can not be read, images of floating point pixels, masks as in `decode_label_map`,
+            and an image and a mask of different sizes. The message names the file.
     """
     name = example.get("name") or ""
     image, image_name = _open(example["image"], "image", name)
     mask, mask_name = _open(example["label"], "mask", name)
     if image.mode != "RGB" or image.has_transparency_data:
         pixels = image_to_tensor(image, name=f"image '{image_name}'")
+        if pixels.is_floating_point():
+            raise ValueError(
+                f"image '{image_name}' has floating point pixels (mode '{image.mode}'), of which the range is not "
+                "known: save it with 8 or 16 bit integers."
+            )
         image = PIL.Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     label_map = decode_label_map(mask, class_list, mask_name)
     if label_map.shape != (image.height, image.width):
