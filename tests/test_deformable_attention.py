@@ -599,7 +599,10 @@ for bad in (float("nan"), float("inf"), -1e30, 3e9):
 
 
 @needs_kernel
-@pytest.mark.parametrize("instruction_set", ["plain", "avx2", "avx512"])
+@pytest.mark.parametrize(
+    "instruction_set",
+    [pytest.param("plain", marks=pytest.mark.slow), pytest.param("avx2", marks=pytest.mark.slow), "avx512"],
+)
 def test_kernel_under_sanitizers(instruction_set, tmp_path):
     if instruction_set not in cpu._LIBRARIES.get(torch.backends.cpu.get_cpu_capability(), ("plain",)):
         pytest.skip(f"this processor has no {instruction_set}")

@@ -276,6 +276,8 @@ def test_tensors_of_another_gpu_than_the_current():
     torch.testing.assert_close(deformable_attention(*arguments).to("cuda:0"), deformable_attention(*draw()))
 
 
+# CI compiles all configurations with benchmarks/triton_compilation.py.
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(BACKEND == "triton", reason="the interpreter does not compile")
