@@ -10,10 +10,6 @@ alone, on label maps with few and with many segments.
 """
 
 import argparse
-import datetime
-import importlib.metadata
-import json
-import platform
 import tempfile
 import time
 from collections import defaultdict
@@ -23,6 +19,7 @@ import edt
 import numpy as np
 import PIL.Image
 import torch
+from results_file import RESULTS, cpu_device, today, versions, write_results
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
@@ -141,7 +138,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -177,26 +174,16 @@ def main():
         boundaries.append(row | {name: 1000 * value for name, value in seconds.items()})
         print(boundaries[-1], flush=True)
 
-    date = datetime.date.today().isoformat()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     facts = {
-        "device": f"{processor or platform.processor()}, {torch.backends.cpu.get_cpu_capability()}",
+        "device": cpu_device(),
         "threads": torch.get_num_threads(),
-        **{
-            package: importlib.metadata.version(package)
-            for package in ("torch", "torchvision", "datasets", "pillow", "edt", "numpy")
-        },
-        "date": date,
+        **versions("torch", "torchvision", "datasets", "pillow", "edt", "numpy"),
+        "date": today(),
         "images": arguments.images,
         "repeats": arguments.repeats,
     }
     names = [pipeline["data set"] for pipeline in pipelines]
     table = [
-        f"# The way of training data on one core, {date}",
-        "",
-        ", ".join(f"{key} {value}" for key, value in facts.items()),
-        "",
         "The fastest of the repeats, each a mean over the images. Made-up pictures in the official layouts.",
         "",
         "| data set | image | crop | crops a second | milliseconds a crop |",
@@ -226,12 +213,9 @@ def main():
             for row in boundaries
         ],
     ]
-    arguments.output.mkdir(exist_ok=True, parents=True)
-    stem = arguments.output / f"data_pipeline-cpu-{date}"
-    results = {"machine": facts, "pipelines": pipelines, "boundary targets": boundaries}
-    stem.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    stem.with_suffix(".md").write_text("\n".join(table) + "\n")
-    print("\n".join(table))
+    results = {"pipelines": pipelines, "boundary targets": boundaries}
+    title = "The way of training data on one core"
+    write_results(arguments.output, "data_pipeline-cpu", title, facts, table, **results)
 
 
 if __name__ == "__main__":

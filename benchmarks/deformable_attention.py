@@ -16,9 +16,7 @@ cache, for the corners that are gathered.
 
 import argparse
 import ctypes
-import datetime
 import gc
-import importlib.metadata
 import importlib.util
 import json
 import math
@@ -29,6 +27,7 @@ import time
 from pathlib import Path
 
 import torch
+from results_file import RESULTS, cpu_device, today, versions, write_results
 from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
 from unept_hf.deformable_attention import (
@@ -240,17 +239,15 @@ def measure(contestants, device, repeats):
 def machine(device):
     if device.type == "cuda":
         name = f"{torch.cuda.get_device_name()}, {'ROCm' if torch.version.hip else 'CUDA'}"
-        name += f" {torch.version.hip or torch.version.cuda}, Triton {importlib.metadata.version('triton')}"
+        name += f" {torch.version.hip or torch.version.cuda}, Triton {versions('triton')['triton']}"
     else:
-        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-        name = f"{name or platform.processor()}, {torch.backends.cpu.get_cpu_capability()}"
+        name = cpu_device()
     return {
         "device": name,
         "threads": torch.get_num_threads(),
         "system": platform.system(),
         "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in ("torch", "transformers")},
+        **versions("torch", "transformers"),
     }
 
 
@@ -262,7 +259,7 @@ def main():
     parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
     parser.add_argument("--images", type=int, help="1 on the CPU, 2 on a GPU")
     parser.add_argument("--peers", nargs="*", default=["compile", "torch-ms-deform-attn", "torch"])
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     peers = set(arguments.peers)
@@ -290,7 +287,7 @@ def main():
                         peak_memory(lambda run=run, contestant=contestant: run(*contestant), device)
                         for run in (run_forward, run_both)
                     ]
-                except (RuntimeError, NotImplementedError, TypeError) as error:
+                except (RuntimeError, TypeError) as error:
                     print(f"{shape}, {dtype}: {name} can not run: {str(error).splitlines()[0]}")
                     continue
                 contestants[name] = contestant
@@ -317,25 +314,16 @@ def main():
                     rows[-1]["cache_share"] = gathered / seconds / ceilings["cache"]
                 print(json.dumps(rows[-1]), flush=True)
 
-    date = datetime.date.today().isoformat()
-    facts = machine(device) | {"date": date, "repeats": arguments.repeats}
+    facts = machine(device) | {"date": today(), "repeats": arguments.repeats}
     if ceilings:
         facts |= {"images": images}
         facts |= {f"{name} copy": f"{rate / 1e12:.2f} TB/s" for name, rate in ceilings.items()}
-    stem = f"deformable_attention-{device.type}-{date}"
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / f"{stem}.json").write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
-    table = to_markdown(facts, rows)
-    (arguments.output / f"{stem}.md").write_text(table)
-    print(table)
+    name = f"deformable_attention-{device.type}"
+    write_results(arguments.output, name, "Deformable attention", facts, table_lines(rows), rows=rows)
 
 
-def to_markdown(facts, rows):
+def table_lines(rows):
     lines = [
-        f"# Deformable attention, {facts['date']}",
-        "",
-        ", ".join(f"{key} {value}" for key, value in facts.items()),
-        "",
         "Milliseconds: the fastest of the repeats, which are interleaved. Ratios: how many times slower transformers' "
         "fallback is. Memory is the peak over the inputs, outputs included. Error is relative to float64.",
         "",
@@ -362,7 +350,7 @@ def to_markdown(facts, rows):
         )
         if shares:
             lines[-1] += f" {row['memory_share']:.0%} | {row['cache_share']:.0%} |"
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 if __name__ == "__main__":

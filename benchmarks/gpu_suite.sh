@@ -2,7 +2,7 @@
 # Builds, tests and times the GPU kernel in one run of at most 8 minutes. Each part has a limit of its own, so a slow one
 # does not take the time of the others; the table at the end says which failed or ran into it.
 #
-#     OUT=/tmp/results benchmarks/gpu_suite.sh
+#     OUT=results benchmarks/gpu_suite.sh
 #
 # PEER is what pip installs as torch-ms-deform-attn (a path where there is no network), or empty to leave it out.
 set -uo pipefail

@@ -10,14 +10,11 @@ timed.
 """
 
 import argparse
-import datetime
-import importlib.metadata
-import json
-import platform
 import time
 from pathlib import Path
 
 import torch
+from results_file import RESULTS, cpu_device, today, versions, write_results
 from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
 from unept_hf import UneptConfig, UneptForSemanticSegmentation
@@ -51,7 +48,7 @@ def main():
     parser.add_argument("--size", type=int, default=480)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
 
     rows = []
@@ -85,22 +82,15 @@ def main():
             rows.append(row | {"relative error of the logits": errors[name]})
             print(rows[-1], flush=True)
 
-    date = datetime.date.today().isoformat()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     facts = {
-        "device": f"{name or platform.processor()}, {torch.backends.cpu.get_cpu_capability()}",
+        "device": cpu_device(),
         "threads": torch.get_num_threads(),
-        **{package: importlib.metadata.version(package) for package in ("torch", "transformers", "timm")},
-        "date": date,
+        **versions("torch", "transformers", "timm"),
+        "date": today(),
         "size": arguments.size,
         "repeats": arguments.repeats,
     }
     table = [
-        f"# Latency of UN-EPT for one image, {date}",
-        "",
-        ", ".join(f"{key} {value}" for key, value in facts.items()),
-        "",
         "Seconds: the fastest of the repeats, which are interleaved.",
         "",
         "| preset | mode | seconds | speed-up | relative error of the logits |",
@@ -110,11 +100,7 @@ def main():
             for preset, mode, seconds, speed_up, error in (row.values() for row in rows)
         ],
     ]
-    arguments.output.mkdir(exist_ok=True)
-    stem = arguments.output / f"model_latency-cpu-{date}"
-    stem.with_suffix(".json").write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
-    stem.with_suffix(".md").write_text("\n".join(table) + "\n")
-    print("\n".join(table))
+    write_results(arguments.output, "model_latency-cpu", "Latency of UN-EPT for one image", facts, table, rows=rows)
 
 
 if __name__ == "__main__":

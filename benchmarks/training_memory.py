@@ -12,11 +12,8 @@ what torch allocated at most; on the CPU it is the resident memory of a process 
 
 import argparse
 import contextlib
-import datetime
 import gc
-import importlib.metadata
 import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -25,6 +22,7 @@ import time
 from pathlib import Path
 
 import torch
+from results_file import RESULTS, cpu_device, today, versions, write_results
 
 from unept_hf import UneptForSemanticSegmentation
 from unept_hf.boundary import boundary_targets
@@ -110,7 +108,7 @@ def main():
     parser.add_argument("--size", type=int, default=480, help="height and width of the images, in pixels")
     parser.add_argument("--batch_size", type=int, default=2, help="images for each device")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--row", nargs=2, metavar=("PRESET", "MODE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.row:
@@ -134,24 +132,16 @@ def main():
 
 
 def write(rows, arguments):
-    if arguments.device == "cuda":
-        name = torch.cuda.get_device_name()
-    else:
-        name = f"{platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     facts = {
-        "device": name,
-        **{package: importlib.metadata.version(package) for package in ("torch", "transformers", "timm")},
-        "date": datetime.date.today().isoformat(),
+        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else cpu_device(),
+        **versions("torch", "transformers", "timm"),
+        "date": today(),
         "size": arguments.size,
         "batch_size": arguments.batch_size,
         "repeats": arguments.repeats,
     }
     memory = "allocated by torch" if arguments.device == "cuda" else "resident, libraries included"
     lines = [
-        f"# A training step, {facts['date']}",
-        "",
-        ", ".join(f"{key} {value}" for key, value in facts.items()),
-        "",
         f"Gigabytes (10^9 bytes) at the peak, {memory}; the paper's are of 480 by 480, two images for each device. "
         "Seconds are the median.",
         "",
@@ -169,11 +159,7 @@ def write(rows, arguments):
             gigabytes = row["bytes"] / 1e9
             share = f"{gigabytes / paper:.0%}" if comparable else ""
             lines.append(f"{start} {gigabytes:.2f} | {paper} | {share} | {row['seconds']:.3f} |")
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    stem = arguments.output / f"training_memory-{arguments.device}-{facts['date']}"
-    stem.with_suffix(".json").write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
-    stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    write_results(arguments.output, f"training_memory-{arguments.device}", "A training step", facts, lines, rows=rows)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,11 @@ broken, are compared before anything is timed.
 
 import argparse
 import contextlib
-import datetime
-import importlib.metadata
-import json
-import platform
 import time
 from pathlib import Path
 
 import torch
+from results_file import RESULTS, cpu_device, today, versions, write_results
 from transformers import (
     DeformableDetrConfig,
     DeformableDetrModel,
@@ -83,7 +80,7 @@ def main():
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--size", type=int, default=640)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
 
     rows = []
@@ -104,22 +101,15 @@ def main():
         rows.append({"model": name, "transformers": before, "ours": after, "speed-up": before / after, "error": error})
         print(rows[-1], flush=True)
 
-    date = datetime.date.today().isoformat()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     facts = {
-        "device": f"{name or platform.processor()}, {torch.backends.cpu.get_cpu_capability()}",
+        "device": cpu_device(),
         "threads": torch.get_num_threads(),
-        **{package: importlib.metadata.version(package) for package in ("torch", "transformers")},
-        "date": date,
+        **versions("torch", "transformers"),
+        "date": today(),
         "size": arguments.size,
         "repeats": arguments.repeats,
     }
     table = [
-        f"# transformers' deformable models with our kernel, {date}",
-        "",
-        ", ".join(f"{key} {value}" for key, value in facts.items()),
-        "",
         "Seconds for one image, the whole model in float32: the fastest of the repeats, which are interleaved.",
         "",
         "| model | transformers | with accelerate_transformers() | speed-up | relative error |",
@@ -130,11 +120,8 @@ def main():
             for row in rows
         ],
     ]
-    arguments.output.mkdir(exist_ok=True)
-    stem = arguments.output / f"transformers_latency-cpu-{date}"
-    stem.with_suffix(".json").write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
-    stem.with_suffix(".md").write_text("\n".join(table) + "\n")
-    print("\n".join(table))
+    title = "transformers' deformable models with our kernel"
+    write_results(arguments.output, "transformers_latency-cpu", title, facts, table, rows=rows)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ Fails where a kernel does not compile, or where more than a few registers spill 
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import itertools
 import json
 import re
@@ -22,6 +20,7 @@ from pathlib import Path
 
 import torch
 import triton
+from results_file import today, versions, write_results
 from triton.backends.compiler import GPUTarget
 
 from unept_hf.kernels import triton as kernels
@@ -152,13 +151,7 @@ def main():
 
 
 def write(rows, folder):
-    facts = {"date": datetime.date.today().isoformat()}
-    facts |= {package: importlib.metadata.version(package) for package in ("triton", "torch")}
     lines = [
-        f"# The Triton kernels, compiled, {facts['date']}",
-        "",
-        ", ".join(f"{key} {value}" for key, value in facts.items()),
-        "",
         "Occupancy is the share of a multiprocessor's warps that registers leave room for.",
         "",
         f"| {' | '.join(name.removesuffix('_bytes') for name in rows[0])} |",
@@ -167,10 +160,8 @@ def write(rows, folder):
     formats = {"occupancy": "{:.0%}", "spilled_bytes": "{} B", "shared_bytes": "{} B"}
     for row in rows:
         lines.append("| " + " | ".join(formats.get(name, "{}").format(row[name]) for name in row) + " |")
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"triton_compilation-{facts['date']}"
-    stem.with_suffix(".json").write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
-    stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    facts = {"date": today(), **versions("triton", "torch")}
+    write_results(folder, "triton_compilation", "The Triton kernels, compiled", facts, lines, rows=rows)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ one that the launcher takes by itself.
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import itertools
 import json
 from pathlib import Path
@@ -18,6 +16,7 @@ from pathlib import Path
 import torch
 import triton
 from deformable_attention import SHAPES, make_arguments
+from results_file import RESULTS, today, versions, write_results
 
 from unept_hf.kernels import triton as kernels
 
@@ -61,7 +60,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("there is no GPU here")
@@ -72,13 +71,8 @@ def main():
             rows.append(row)
             print(json.dumps(row), flush=True)
 
-    facts = {"device": torch.cuda.get_device_name(), "date": datetime.date.today().isoformat()}
-    facts |= {package: importlib.metadata.version(package) for package in ("torch", "triton")}
+    facts = {"device": torch.cuda.get_device_name(), "date": today(), **versions("torch", "triton")}
     lines = [
-        f"# Configurations of the Triton kernels, {facts['date']}",
-        "",
-        ", ".join(f"{key} {value}" for key, value in facts.items()),
-        "",
         "| shape | dtype | pass | fastest: queries, warps | ms | by itself: queries, warps | ms |",
         "| --- | --- | --- | --- | ---: | --- | ---: |",
     ]
@@ -90,11 +84,8 @@ def main():
         for row in (best, next(row for row in group if row["default"])):
             cells += [f"{row['queries']}, {row['warps']}", f"{row['milliseconds']:.3f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    stem = arguments.output / f"triton_tuning-{facts['date']}"
-    stem.with_suffix(".json").write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
-    stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    title = "Configurations of the Triton kernels"
+    write_results(arguments.output, "triton_tuning", title, facts, lines, rows=rows)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from typing import Any
 
 import accelerate
 import datasets
-import numpy as np
 import timm.layers
 import torch
 import transformers
@@ -41,6 +40,7 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser, get_scheduler
 
 from unept_hf import UneptConfig, UneptForSemanticSegmentation, UneptImageProcessor, __version__
+from unept_hf.command_arguments import read_options, words_of_options
 from unept_hf.data.augmentation import TrainingAugmentation
 from unept_hf.data.class_lists import ClassList
 from unept_hf.data.segmentation_datasets import load_segmentation_dataset
@@ -53,6 +53,7 @@ from unept_hf.training_checkpoints import (
     read_checkpoint,
     start_checkpoint,
 )
+from unept_hf.visualization import color_label_map
 
 
 logger = get_logger(__name__)
@@ -264,22 +265,16 @@ def parse_arguments(args: list[str] | None = None) -> Arguments:
         (ModelArguments, DataArguments, RunArguments), description=__doc__.strip().split("\n")[0]
     )
     if args and args[0].endswith((".yaml", ".yml", ".json")):
-        path = Path(args.pop(0))
-        options = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        path = args.pop(0)
+        options = read_options(path)
         known = {option.name for arguments in parser.dataclass_types for option in fields(arguments)}
         unknown = [name for name in options if name not in known]
         if unknown:
             raise ValueError(f"{path} has unknown options: {', '.join(unknown)}. --help lists those there are.")
+        if options.get("lr_milestones") == []:
+            raise ValueError(f"{path} has no lr_milestones: for a constant rate set lr_gamma: 1.0.")
         # As words of a command line, so that both are read and checked in the same way.
-        words = []
-        for name, value in options.items():
-            if isinstance(value, dict):
-                value = json.dumps(value)
-            if value == [] and name == "lr_milestones":
-                raise ValueError(f"{path} has no lr_milestones: for a constant rate set lr_gamma: 1.0.")
-            if value is not None and value != []:
-                words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-        args = words + args
+        args = words_of_options(options) + args
     return parser.parse_args_into_dataclasses(args, look_for_args_file=False)
 
 
@@ -552,19 +547,14 @@ def draw_predictions(samples: list[dict[str, Any]], class_list: ClassList, path:
     """Rows of image, ground truth and prediction."""
     if not samples:
         return
-    palette = np.array(class_list.palette, dtype=np.uint8)
-
-    def colored(label_map):
-        inside = (label_map >= 0) & (label_map < len(palette))
-        return np.where(inside[..., None], palette[np.where(inside, label_map, 0)], np.uint8(0))
-
+    black = (0, 0, 0)
     figure = Figure(figsize=(9, 3.2 * len(samples)), layout="constrained")
     axes = figure.subplots(len(samples), 3, squeeze=False)
     for row, sample in zip(axes, samples):
         panels = {
             "image": sample["image"],
-            "ground truth": colored(sample["reference"]),
-            "prediction": colored(sample["prediction"]),
+            "ground truth": color_label_map(sample["reference"], class_list.palette, unlabelled=black),
+            "prediction": color_label_map(sample["prediction"], class_list.palette, unlabelled=black),
         }
         for axis, (title, panel) in zip(row, panels.items()):
             axis.imshow(panel)

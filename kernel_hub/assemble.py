@@ -2,7 +2,7 @@
 """
 Puts the Triton kernel and the layer for the Kernel Hub together.
 
-    python kernel_hub/assemble.py /tmp/unept-deformable-attention
+    python kernel_hub/assemble.py unept-deformable-attention
 """
 
 import argparse

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from spread_models import synthetic_scenes_model
 
 import unept_hf.export
 from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor, cli
@@ -29,19 +30,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    model = UneptForSemanticSegmentation.from_preset(
-        "unept-tiny",
-        encoder_layers=1,
-        decoder_layers=1,
-        id2label=dict(enumerate(SYNTHETIC_CLASSES)),
-        label2id={name: index for index, name in enumerate(SYNTHETIC_CLASSES)},
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=1.5 / parameter[0].numel() ** 0.5)
-    return model.eval()
+    return synthetic_scenes_model()
 
 
 @pytest.fixture(scope="module")

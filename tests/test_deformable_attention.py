@@ -274,6 +274,13 @@ def test_operators_keep_their_contract(dtype):
             torch.library.opcheck(getattr(torch.ops.unept_hf, f"{name}_backward").default, (grad_output, *inputs))
 
 
+def test_the_backward_operator_only_runs_kernels():
+    for name, inputs in operator_inputs(torch.float64):
+        operator = getattr(torch.ops.unept_hf, f"{name}_backward")
+        with pytest.raises(RuntimeError, match=r"No kernel runs for torch.float64 .*: differentiate the forward"):
+            operator(torch.ones(1), *inputs)
+
+
 class Layer(torch.nn.Module):
     def forward(self, value, offsets, logits):
         height, width = value.shape[1:3]

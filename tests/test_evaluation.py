@@ -12,12 +12,12 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
+from spread_models import synthetic_scenes_model
 
-from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor
+from unept_hf import UneptImageProcessor, evaluation
 from unept_hf.data.class_lists import class_list_from_data
 from unept_hf.data.segmentation_datasets import load_segmentation_dataset
 from unept_hf.data.synthetic import SYNTHETIC_CLASSES
@@ -32,25 +32,9 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="the name of the
 SLIDE = {"mode": "slide", "crop_size": 64, "stride": 32, "scales": (0.5, 1.0), "flip": True}
 
 
-def make_model():
-    torch.manual_seed(0)
-    model = UneptForSemanticSegmentation.from_preset(
-        "unept-tiny",
-        encoder_layers=1,
-        decoder_layers=1,
-        id2label=dict(enumerate(SYNTHETIC_CLASSES)),
-        label2id={name: index for index, name in enumerate(SYNTHETIC_CLASSES)},
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=1.5 / parameter[0].numel() ** 0.5)
-    return model.eval()
-
-
 @pytest.fixture(scope="module")
 def model():
-    return make_model()
+    return synthetic_scenes_model()
 
 
 @pytest.fixture(scope="module")
@@ -364,10 +348,10 @@ def test_example_with_options_after_the_file(folders, tmp_path, monkeypatch, wri
         calls["evaluation"] = options
         return {}
 
-    monkeypatch.setattr(example, "load_segmentation_dataset", load)
-    monkeypatch.setattr(example, "evaluate_model", evaluate)
-    monkeypatch.setattr(example, "save_results", lambda *args: None)
-    monkeypatch.setattr(example, "results_table", lambda *args: "")
+    monkeypatch.setattr(evaluation, "load_segmentation_dataset", load)
+    monkeypatch.setattr(evaluation, "evaluate_model", evaluate)
+    monkeypatch.setattr(evaluation, "save_results", lambda *args: None)
+    monkeypatch.setattr(evaluation, "results_table", lambda *args: "")
     file = tmp_path / "evaluation.yaml"
     file.write_text(
         f"model_name_or_path: {folders / 'model'}\ndataset_name: synthetic\nrefine_boundaries: {written}\n"

@@ -17,6 +17,7 @@ from original_state_dict import convert_unept_state_dict
 from PIL import Image
 from reference_weights import reference_state_dict
 from safetensors.torch import load_file
+from spread_models import spread
 from test_original_parity import DEIT_TINY, ORIGINAL_CONVENTIONS
 from torch.nn import functional as F
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
@@ -31,16 +32,6 @@ FIXTURES = Path(__file__).parent / "fixtures"
 LABELS = 9
 SLIDE = {"mode": "slide", "crop_size": (48, 64), "stride": (24, 40)}
 VIEWS = {"scales": (0.5, 1.0, 1.3), "flip": True}
-
-
-def spread(model):
-    """Random weights whose predictions vary over the image, with boundaries that vary too."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=1.5 / parameter[0].numel() ** 0.5)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")

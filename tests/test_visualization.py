@@ -25,6 +25,7 @@ from unept_hf.visualization import (
     DIRECTION_COLORS,
     OKABE_ITO,
     class_areas,
+    color_label_map,
     default_palette,
     draw_boundaries,
     draw_comparison,
@@ -145,6 +146,21 @@ def test_bad_input(scene):
         draw_comparison(image, label_map[::2], label_map)
     with pytest.raises(ValueError, match="boundary_probability"):
         draw_boundaries(image, np.zeros((2, 2)), label_map)
+
+
+def test_color_label_map():
+    label_map = np.array([[0, 1], [2, 255]], dtype=np.uint8)
+    palette = [[1, 2, 3], [4, 5, 6]]
+    white, black = [255] * 3, [0] * 3
+    colors = color_label_map(label_map, palette)
+    assert colors.dtype == np.uint8 and colors.tolist() == [[palette[0], palette[1]], [white, white]]
+    assert color_label_map(torch.from_numpy(label_map), palette, black).tolist() == [palette, [black, black]]
+    # A byte counts to as many as there are colours.
+    assert color_label_map(PIL.Image.fromarray(label_map), default_palette(256))[1, 1].tolist() != white
+    assert (color_label_map(label_map)[0] == OKABE_ITO[:2]).all()
+    assert color_label_map(np.array([[-1]]), palette).tolist() == [[white]]
+    with pytest.raises(ValueError, match="palette"):
+        color_label_map(label_map, [[1, 2]])
 
 
 def test_class_areas():

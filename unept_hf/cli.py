@@ -26,7 +26,8 @@ from .command_arguments import (
     HubArguments,
     ModelArguments,
     SegmentationArguments,
-    options_of_file,
+    read_options,
+    words_of_options,
 )
 from .configuration_unept import PRESETS
 
@@ -304,44 +305,21 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     """Evaluates a model on a data set."""
     from accelerate import Accelerator
 
-    from .data.segmentation_datasets import load_segmentation_dataset
-    from .evaluation import evaluate_model, results_table, save_results
+    from .evaluation import evaluate_and_report
 
     # Accelerate knows of other processes, and takes the accelerator where there is one.
     accelerator = Accelerator() if arguments.device == "auto" else None
     device = accelerator.device if accelerator is not None else choose_device(arguments.device)
-    is_main = accelerator is None or accelerator.is_main_process
     model, processor = load_model(arguments.model_name_or_path, arguments)
-    model.to(device)
-
-    data = vars(from_namespace(DataArguments, arguments))
-    max_images = data.pop("max_images")
-    if accelerator is None:
-        dataset, class_list = load_segmentation_dataset(**data)
-    else:
-        # One process prepares the cache, the others read it.
-        with accelerator.main_process_first():
-            dataset, class_list = load_segmentation_dataset(**data)
-
-    options = vars(from_namespace(EvaluationArguments, arguments))
-    output_dir = options.pop("output_dir")
-    options["refine_boundaries"] = {"no": False, "yes": True, "both": "both"}[options["refine_boundaries"]]
-    options["boundary_f1"] = options.pop("boundary_metrics")
-    results = evaluate_model(
-        model,
+    evaluate_and_report(
+        model.to(device),
         processor,
-        dataset,
-        class_list,
+        from_namespace(DataArguments, arguments),
+        from_namespace(EvaluationArguments, arguments),
+        model_name=arguments.model_name_or_path,
         accelerator=accelerator,
-        max_images=max_images,
         progress=sys.stderr.isatty(),
-        **options,
     )
-    results["model"], results["dataset"] = arguments.model_name_or_path, arguments.dataset_name
-    if is_main:
-        save_results(results, class_list, output_dir)
-        print(results_table(results))
-        print(f"results.json, results.md and results.png are in {output_dir}")
     if accelerator is not None:
         accelerator.end_training()
     return 0
@@ -609,7 +587,7 @@ def main(args: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if args is None else args)
     if len(args) > 1 and args[0] == "evaluate" and args[1].endswith((".yaml", ".yml", ".json")):
         try:
-            args[1:2] = options_of_file(args[1])
+            args[1:2] = words_of_options(read_options(args[1]))
         except ValueError as error:
             raise SystemExit(f"unept-hf evaluate: {error}") from error
     arguments = make_parser().parse_args(args)

@@ -2,8 +2,11 @@
 """Options that commands and examples have in common, as dataclasses for transformers' `HfArgumentParser`."""
 
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -122,30 +125,40 @@ class SegmentationArguments(PredictionArguments):
     picture_size: int = field(default=1024, metadata={"help": "Pixels of the longer side in pictures."})
 
 
-def options_of_file(path: str) -> list[str]:
+def read_options(path: str | os.PathLike) -> dict[str, Any]:
     """
-    Options from a YAML or JSON file of names and values, as one would type them.
+    Options from a YAML or JSON file of names and values. A file of YAML that holds nothing has none.
 
     Raises:
         ValueError: for a file that can not be read, or holds anything else.
     """
+    path = Path(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        values = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} can not be read: {error}") from error
+    if values is None:
+        return {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} has to hold names of options and their values.")
+    return values
+
+
+def words_of_options(options: Mapping[str, Any]) -> list[str]:
+    """Options as one would type them. Those without a value, and empty lists, are left out."""
 
     def word(value):
         # To YAML, yes and no are booleans; here they are choices of an option, and good for boolean ones too.
-        return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return json.dumps(value) if isinstance(value, dict) else str(value)
 
-    options = []
-    for name, value in values.items():
-        if value is not None:
-            options += [f"--{name}", *map(word, value if isinstance(value, list) else [value])]
-    return options
+    words = []
+    for name, value in options.items():
+        if value is not None and value != []:
+            words += [f"--{name}", *map(word, value if isinstance(value, list) else [value])]
+    return words
 
 
 __all__ = [
@@ -155,5 +168,6 @@ __all__ = [
     "ModelArguments",
     "PredictionArguments",
     "SegmentationArguments",
-    "options_of_file",
+    "read_options",
+    "words_of_options",
 ]

@@ -372,7 +372,10 @@ def _compute_backward(grad_output, value, sizes, *others):
     arguments = (value, _pairs(sizes), *others)
     kernel = _kernel_of_device(*arguments)
     if kernel is None:
-        raise NotImplementedError(f"No kernel has a backward for {value.dtype} on {value.device}.")
+        raise RuntimeError(
+            f"No kernel runs for {value.dtype} on {value.device}, and the backward operator only runs "
+            "kernels: differentiate the forward operator, for which autograd takes the plain form otherwise."
+        )
     return kernel.backward(grad_output, *arguments)
 
 

@@ -4,6 +4,7 @@ Evaluation of a model on a data set, in one process or many: predictions as `inf
 `metrics` defines them, and the report.
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -26,12 +27,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from .command_arguments import DataArguments, EvaluationArguments
 from .data.class_lists import ClassList
 from .data.label_maps import decode_example
+from .data.segmentation_datasets import load_segmentation_dataset
 from .inference import refine, segment_batch
 from .metrics import boundary_f_scores, confusion_matrix, trimap_confusion_matrices
 from .metrics.boundary_f1.boundary_f1 import scores_from_sums
 from .metrics.mean_iou.mean_iou import scores_from_confusion_matrix
+from .visualization import color_label_map
 
 
 logger = logging.get_logger(__name__)
@@ -448,15 +452,14 @@ def results_figure(results: dict, class_list: ClassList) -> Figure:
         axes[1].set(xlabel="distance to a true boundary below (pixels)", ylabel="mean IoU", ylim=(0, 1))
         axes[1].legend()
 
-    palette = np.array(class_list.palette, dtype=np.uint8)
     names = ["image", "reference", *variants]
     for row, one in zip(bottom.subplots(len(samples), len(names), squeeze=False) if samples else [], samples):
         for axis, name in zip(row, names):
-            picture = np.asarray(one[name])
-            if name != "image":
-                known = (picture >= 0) & (picture < len(palette))
-                picture = np.where(known[..., None], palette[np.where(known, picture, 0)], 0)
-            axis.imshow(picture, interpolation=None if name == "image" else "nearest")
+            if name == "image":
+                axis.imshow(one[name])
+            else:
+                colors = color_label_map(one[name], class_list.palette, unlabelled=(0, 0, 0))
+                axis.imshow(colors, interpolation="nearest")
             title = f"{name} {one['name']}" if name == "image" else name
             axis.set_title(title, fontsize=9, parse_math=False)
             axis.axis("off")
@@ -479,4 +482,56 @@ def save_results(results: dict, class_list: ClassList, output_dir: str | os.Path
     results_figure(results, class_list).savefig(output_dir / "results.png", dpi=100)
 
 
-__all__ = ["evaluate_model", "results_figure", "results_table", "save_results"]
+def evaluate_and_report(
+    model: nn.Module,
+    processor,
+    data_arguments: DataArguments,
+    evaluation_arguments: EvaluationArguments,
+    model_name: str,
+    accelerator: Accelerator | None = None,
+    progress: bool = True,
+) -> dict:
+    """
+    Loads the data, evaluates, and on the main process saves the results and prints them.
+
+    Args:
+        model, processor, accelerator, progress: see [`evaluate_model`].
+        data_arguments: which data, see [`unept_hf.data.segmentation_datasets.load_segmentation_dataset`].
+        evaluation_arguments: how to predict, and where to write.
+        model_name: what the report calls the model.
+
+    Returns:
+        What [`evaluate_model`] returns, with `model` and `dataset`, their names.
+
+    Raises:
+        ValueError: as [`evaluate_model`] and `load_segmentation_dataset`.
+    """
+    data_options = dict(vars(data_arguments))
+    max_images = data_options.pop("max_images")
+    # One process prepares the cache, the others read it.
+    with accelerator.main_process_first() if accelerator is not None else contextlib.nullcontext():
+        dataset, class_list = load_segmentation_dataset(**data_options)
+
+    options = dict(vars(evaluation_arguments))
+    output_dir = options.pop("output_dir")
+    options["refine_boundaries"] = {"no": False, "yes": True, "both": "both"}[options["refine_boundaries"]]
+    options["boundary_f1"] = options.pop("boundary_metrics")
+    results = evaluate_model(
+        model,
+        processor,
+        dataset,
+        class_list,
+        accelerator=accelerator,
+        max_images=max_images,
+        progress=progress,
+        **options,
+    )
+    results["model"], results["dataset"] = model_name, data_arguments.dataset_name
+    if accelerator is None or accelerator.is_main_process:
+        save_results(results, class_list, output_dir)
+        print(results_table(results))
+        print(f"results.json, results.md and results.png are in {output_dir}")
+    return results
+
+
+__all__ = ["evaluate_and_report", "evaluate_model", "results_figure", "results_table", "save_results"]

@@ -185,4 +185,12 @@ def measure_latency(model: nn.Module, pixel_values: Tensor, backend: str = "auto
     }
 
 
-__all__ = ["attention_backends", "chosen_backend", "devices", "environment", "measure_latency", "peak_memory"]
+__all__ = [
+    "attention_backends",
+    "chosen_backend",
+    "cpu_name",
+    "devices",
+    "environment",
+    "measure_latency",
+    "peak_memory",
+]

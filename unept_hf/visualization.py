@@ -182,10 +182,26 @@ def _palette(palette, id2label: Mapping[int, str] | None, *label_maps: np.ndarra
     return palette.astype(np.uint8)
 
 
-def _colored(label_map: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """uint8 `(height, width, 3)`: the colour of each label, and white where there is none."""
+def color_label_map(label_map, palette=None, unlabelled: tuple[int, int, int] = UNLABELLED_COLOR) -> np.ndarray:
+    """
+    The colour of each label.
+
+    Args:
+        label_map: integers `(height, width)`, as PIL image, array or tensor.
+        palette: `(num_labels, 3)`, 0..255; [`default_palette`] unless given.
+        unlabelled: the colour of labels that have none in the palette; white unless given.
+
+    Returns:
+        uint8 `(height, width, 3)`, RGB.
+
+    Raises:
+        ValueError: for a palette out of range.
+    """
+    # Bytes would not hold the number that stands for no colour.
+    label_map = _array(label_map).astype(np.int64)
+    palette = _palette(palette, None, label_map)
     known = (label_map >= 0) & (label_map < len(palette))
-    colors = np.concatenate([palette, np.array([UNLABELLED_COLOR], dtype=np.uint8)])
+    colors = np.concatenate([palette, np.array([unlabelled], dtype=np.uint8)])
     return colors[np.where(known, label_map, len(palette))]
 
 
@@ -273,7 +289,7 @@ def overlay(image, label_map, palette=None, opacity: float = 0.6, outlines: bool
     labels = _read_label_map(label_map, pixels.shape[:2])
     palette = _palette(palette, None, labels)
     gray = PIL.Image.fromarray(pixels).convert("L").convert("RGB")
-    blended = np.array(PIL.Image.blend(gray, PIL.Image.fromarray(_colored(labels, palette)), opacity))
+    blended = np.array(PIL.Image.blend(gray, PIL.Image.fromarray(color_label_map(labels, palette)), opacity))
     unknown = (labels < 0) | (labels >= len(palette))
     blended[unknown] = pixels[unknown]
     if outlines:
@@ -410,8 +426,8 @@ def draw_comparison(
     most, columns = 24, 6
     figure, axes = _panels(size, 4, extra=0.25 * math.ceil(min(len(areas), most) / columns) + 0.1)
     _show(axes[0, 0], small, "image")
-    _show(axes[0, 1], _colored(_resized(np.where(counted, truth, -1), size), palette), "ground truth")
-    _show(axes[0, 2], _colored(_resized(labels, size), palette), "prediction")
+    _show(axes[0, 1], color_label_map(_resized(np.where(counted, truth, -1), size), palette), "ground truth")
+    _show(axes[0, 2], color_label_map(_resized(labels, size), palette), "prediction")
     share = wrong.sum() / max(total, 1)
     _show(axes[0, 3], errors, f"wrong: {share:.1%} of {total:,} labelled pixels")
     _legend(figure, areas, palette, most, loc="outside lower center", ncols=min(columns, max(len(areas), 1)))
@@ -537,8 +553,8 @@ def draw_refinement(
         for mask, color in kinds.values():
             marked[_resized(mask[crop], part)] = color
         _show(row[0], small, "image")
-        _show(row[1], _colored(_resized(before[crop], part), palette), "without refinement")
-        _show(row[2], _colored(_resized(after[crop], part), palette), "with refinement")
+        _show(row[1], color_label_map(_resized(before[crop], part), palette), "without refinement")
+        _show(row[2], color_label_map(_resized(after[crop], part), palette), "with refinement")
         _show(row[3], marked, f"changed: {changed[crop].mean():.2%} of the pixels")
     scale = size[0] / changed.shape[0]
     top, left = window[0].start * scale, window[1].start * scale
@@ -715,6 +731,7 @@ def draw_sampling_points(image, points: SamplingPoints, max_size: int = 1024) ->
 __all__ = [
     "SamplingPoints",
     "class_areas",
+    "color_label_map",
     "default_palette",
     "draw_boundaries",
     "draw_comparison",

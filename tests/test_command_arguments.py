@@ -1,0 +1,38 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""Options from files, and as words of a command line."""
+
+import json
+
+import pytest
+
+from unept_hf.command_arguments import read_options, words_of_options
+
+
+def test_options_become_words():
+    options = {"flip": True, "mixed_precision": False, "scales": [0.5, 1], "class_list": None, "report_to": []}
+    options |= {"config_overrides": {"num_feature_levels": 1}, "rate": 2e-4}
+    words = ["--flip", "yes", "--mixed_precision", "no", "--scales", "0.5", "1"]
+    assert words_of_options(options) == [
+        *words, "--config_overrides", '{"num_feature_levels": 1}', "--rate", "0.0002"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".yml", ".json"])
+def test_read_options(tmp_path, suffix):
+    options = {"dataset_name": "synthetic", "scales": [0.5, 1], "class_list": None, "flip": True}
+    file = tmp_path / f"options{suffix}"
+    # YAML holds JSON, but for tabs.
+    file.write_text(json.dumps(options, indent="\t" if suffix == ".json" else 1), encoding="utf-8")
+    assert read_options(file) == read_options(str(file)) == options
+
+
+def test_file_without_options(tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text("# flip: true\n")
+    assert read_options(file) == {}
+    for text in ("[1, 2]", "flip"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"options\.yaml has to hold names of options"):
+            read_options(file)
+    with pytest.raises(ValueError, match=r"missing\.yaml can not be read"):
+        read_options(tmp_path / "missing.yaml")
