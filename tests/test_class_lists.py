@@ -5,9 +5,17 @@ import json
 import pytest
 
 from unept_hf.data.class_lists import available_class_lists, class_list_from_data, load_class_list
+from unept_hf.palette import OKABE_ITO, default_palette
 
 
-COUNTS = {"ade20k": 150, "cityscapes": 19, "pascal_context_59": 59, "pascal_context_60": 60}
+COUNTS = {
+    "ade20k": 150,
+    "cityscapes": 19,
+    "pascal_context_59": 59,
+    "pascal_context_60": 60,
+    "synthetic": 22,
+    "synthetic_harbour": 7,
+}
 
 
 def write(tmp_path, content, name="mine.json"):
@@ -150,7 +158,15 @@ def test_made_up_colours_are_distinct_and_not_black():
     palette = {tuple(c) for c in class_list_from_data([f"class {i}" for i in range(255)]).palette}
     assert len(palette) == 255
     assert (0, 0, 0) not in palette
-    assert all(0 <= v <= 255 for c in palette for v in c)
+    assert all(type(v) is int and 0 <= v <= 255 for c in palette for v in c)
+
+
+def test_made_up_colours_are_those_of_pictures():
+    """Which tests/test_visualization.py checks for the colour-blind."""
+    classes = class_list_from_data({"ignore_index": 999, "classes": [{"id": i, "name": str(i)} for i in range(256)]})
+    assert classes.palette[:7] == [list(color) for color in OKABE_ITO]
+    assert classes.palette == default_palette(256).tolist()
+    assert len({tuple(color) for color in classes.palette}) == 256
 
 
 def test_byte_order_mark_is_accepted(tmp_path):

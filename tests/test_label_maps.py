@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from unept_hf.data.class_lists import class_list_from_data, load_class_list
-from unept_hf.data.label_maps import decode_example, decode_label_map
+from unept_hf.data.label_maps import decode_example, decode_label_map, doubt_about_masks
 
 
 THREE = class_list_from_data(["a", "b", "c"], "three")
@@ -28,6 +28,13 @@ def photo(height=4, width=6, mode="RGB"):
 
 def mask(height=4, width=6):
     return PIL.Image.fromarray(np.random.default_rng(1).integers(0, 3, (height, width), dtype=np.uint8))
+
+
+def doubt(class_list, *values):
+    """About masks with these values."""
+    masks = [np.resize(np.array(one, dtype=np.uint8), (4, 6)) for one in values]
+    rows = [{"label": PIL.Image.fromarray(one), "name": f"row {index}"} for index, one in enumerate(masks)]
+    return doubt_about_masks(rows, class_list)
 
 
 # Values
@@ -237,3 +244,39 @@ def test_missing_values():
 def test_missing_file(tmp_path):
     with pytest.raises(ValueError, match=r"Can not read image '.*gone\.png' \(FileNotFoundError"):
         decode_example({"image": {"path": str(tmp_path / "gone.png"), "bytes": None}, "label": mask()}, THREE)
+
+
+# What is odd about masks
+
+
+def test_good_masks_raise_no_doubt():
+    assert doubt(THREE, [0, 255], [0, 1, 255]) is None
+    assert doubt(THREE, [255], [1]) is None
+    assert doubt(THREE, [0], [0]) is None, "nothing but background"
+    assert doubt(FROM_ONE, [0, 255], [1]) is None
+    assert doubt(THREE) is None
+    many = {"ignore_index": 999, "classes": [{"id": i, "name": str(i)} for i in range(256)]}
+    assert doubt(class_list_from_data(many), [0, 255]) is None, "255 is a class"
+    assert doubt(THREE, [0, 255], [7]) is None, "an error where it is read"
+
+
+def test_black_and_white_masks():
+    message = doubt(THREE, [0], [0, 255], [255])
+    assert "(3, such as 'row 0') hold only 0 and 255, but class list 'three' has 3 classes" in message
+    assert "store the id of that class instead" in message
+    assert "only 0 and 255" in doubt(class_list_from_data(["ground", "crack"]), [0, 255])
+
+
+def test_ignored_masks():
+    message = doubt(FROM_ONE, [0], [0])
+    assert "(2, such as 'row 0') hold nothing but pixels that class list 'custom' ignores" in message
+    assert "reduce_labels" in message
+    assert "nothing but" in doubt(load_class_list("cityscapes"), [0, 1, 2])
+
+
+def test_a_look_at_good_masks_ends_with_the_first():
+    def rows():
+        yield {"label": mask()}
+        raise AssertionError("a second one was asked for")
+
+    assert doubt_about_masks(rows(), THREE) is None

@@ -10,10 +10,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from unept_hf.data.class_lists import load_class_list
 from unept_hf.data.folder_layouts import image_folder_files
 from unept_hf.data.label_maps import decode_example
-from unept_hf.data.segmentation_datasets import load_segmentation_dataset
-from unept_hf.data.synthetic import SYNTHETIC_CLASSES, SYNTHETIC_PALETTE, synthetic_scene
+from unept_hf.data.segmentation_datasets import hold_out, load_segmentation_dataset
+from unept_hf.data.synthetic import SYNTHETIC_THEMES, synthetic_scene
 
 
 def save_pair(image_path, mask_path, highest, seed=0, lowest=0):
@@ -457,7 +458,7 @@ def test_columns_of_paths(load, folders, class_file, tmp_path):
 
 def test_neither_a_name_nor_a_folder(tmp_path):
     with pytest.raises(
-        ValueError, match=r"dataset_name='.*gone' is neither 'ade20k', .*'image_folders' nor 'synthetic'"
+        ValueError, match=r"dataset_name='.*gone' is neither 'ade20k', .*'synthetic'.* nor 'image_folders'"
     ):
         load_segmentation_dataset(str(tmp_path / "gone"), class_list="ade20k")
 
@@ -515,17 +516,59 @@ def test_no_class_names(load):
         load()
 
 
+# What is worth a warning
+
+
+def test_black_and_white_masks(folders, class_file, caplog):
+    load_segmentation_dataset("image_folders", data_dir=str(folders), class_list=class_file)
+    assert not warnings_of(caplog)
+    for path in folders.glob("masks/train/*/*.png"):
+        PIL.Image.fromarray(np.resize(np.array([0, 255], dtype=np.uint8), (16, 24))).save(path)
+    for streaming in (False, True):
+        load_segmentation_dataset("image_folders", data_dir=str(folders), class_list=class_file, streaming=streaming)
+        (message,) = warnings_of(caplog)
+        assert message.startswith(f"The masks that were looked at (3, such as '{folders / 'masks'}")
+        assert "hold only 0 and 255" in message
+        caplog.clear()
+
+
+def test_ignored_masks_of_a_column(load, class_file, tmp_path, caplog):
+    """Nine of ten are not looked at, but the first and the last are."""
+    for last, is_odd in ((255, True), (1, False)):
+        masks = [PIL.Image.new("L", (8, 8), 255)] * 79 + [PIL.Image.new("L", (8, 8), last)]
+        features = datasets.Features({"photo": datasets.Image(), "annotation": datasets.Image()})
+        columns = {"photo": [PIL.Image.new("RGB", (8, 8))] * 80, "annotation": masks}
+        folder = str(tmp_path / f"saved-{last}")
+        datasets.Dataset.from_dict(columns, features=features).save_to_disk(folder)
+        load(dataset_name=folder, class_list=class_file)
+        messages = warnings_of(caplog)
+        assert len(messages) == is_odd
+        if is_odd:
+            assert messages[0].startswith(f"Column 'annotation' of '{folder}': The masks that were looked at (8, ")
+            caplog.clear()
+
+
+def test_held_out_share(folders, class_file):
+    data, _ = load_segmentation_dataset("image_folders", data_dir=str(folders), class_list=class_file)
+    rest, held_out = hold_out(data, 0.3, seed=3)
+    assert sorted([*rest["name"], *held_out["name"]]) == data["name"][:] and len(held_out) == 1
+    assert hold_out(data, 0.3, seed=3)[1]["name"][:] == held_out["name"][:]
+    assert {hold_out(data, 0.3, seed=seed)[1]["name"][0] for seed in range(20)} == set(data["name"])
+    with pytest.raises(ValueError, match="empty"):
+        hold_out(data.select([0]), 0.3, seed=3)
+
+
 # Synthetic scenes
 
 
-def test_synthetic():
-    data, classes = load_segmentation_dataset("synthetic", "val", num_synthetic_scenes=3, synthetic_scene_size=64)
+@pytest.mark.parametrize("theme", SYNTHETIC_THEMES)
+def test_synthetic(theme):
+    data, classes = load_segmentation_dataset(theme, "val", num_synthetic_scenes=3, synthetic_scene_size=64)
     assert data["name"][:] == ["validation-000000", "validation-000001", "validation-000002"]
-    assert tuple(classes.label2id) == SYNTHETIC_CLASSES
-    assert classes.palette == [list(color) for color in SYNTHETIC_PALETTE]
+    assert classes == load_class_list(theme)
     image, label_map = decode_example(data[1], classes)
-    expected_image, expected_labels = synthetic_scene(2**31 + 1, size=(64, 64))
+    expected_image, expected_labels = synthetic_scene(2**31 + 1, size=(64, 64), theme=theme)
     assert np.array_equal(np.asarray(image), np.asarray(expected_image))
     assert np.array_equal(label_map, np.asarray(expected_labels))
     with pytest.raises(ValueError, match="split must be one of train, validation, got 'test'"):
-        load_segmentation_dataset("synthetic", "test")
+        load_segmentation_dataset(theme, "test")

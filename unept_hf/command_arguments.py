@@ -36,11 +36,18 @@ class DataArguments:
     dataset_name: str = field(
         metadata={
             "help": "ade20k, cityscapes, pascal_context_59 or pascal_context_60 (with --data_dir), image_folders, "
-            "synthetic, or a data set of the Hub or on disk."
+            "synthetic, synthetic_harbour, or a data set of the Hub or on disk."
         }
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a data set of the Hub."})
-    split: str = field(default="validation", metadata={"help": "Split of the data set."})
+    split: str | None = field(
+        default=None, metadata={"help": "Split of the data set. validation if not given; train with --eval_fraction."}
+    )
+    eval_fraction: float = field(
+        default=0.0,
+        metadata={"help": "Take this share of the split, the one that a training with this option and seed left out."},
+    )
+    seed: int = field(default=0, metadata={"help": "With --eval_fraction: the seed of that training."})
     data_dir: str | None = field(default=None, metadata={"help": "Folder of the official release."})
     image_dir: str | None = field(default=None, metadata={"help": "For image_folders: the folder of the images."})
     label_dir: str | None = field(default=None, metadata={"help": "For image_folders: the folder of the masks."})
@@ -50,10 +57,18 @@ class DataArguments:
     streaming: bool = field(default=False, metadata={"help": "Whether to stream the data set."})
     skip_unreadable: bool = field(default=False, metadata={"help": "Whether to leave out what can not be read."})
     max_images: int | None = field(default=None, metadata={"help": "How many images to take. All if not given."})
-    num_synthetic_scenes: int = field(default=500, metadata={"help": "For synthetic: number of scenes."})
+    num_synthetic_scenes: int = field(default=200, metadata={"help": "For synthetic: number of scenes."})
     synthetic_scene_size: int = field(
-        default=128, metadata={"help": "For synthetic: height and width of the scenes in pixels."}
+        default=256, metadata={"help": "For synthetic: height and width of the scenes in pixels."}
     )
+
+    def __post_init__(self):
+        if not 0 <= self.eval_fraction < 1:
+            raise ValueError(f"eval_fraction has to lie in [0, 1), got {self.eval_fraction}.")
+        if self.eval_fraction and self.streaming:
+            raise ValueError("eval_fraction can not split a stream: drop streaming, or name a split.")
+        if self.split is None:
+            self.split = "train" if self.eval_fraction else "validation"
 
 
 @dataclass

@@ -13,6 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ..palette import default_palette
+
 
 __all__ = ["ClassList", "available_class_lists", "class_list_from_data", "load_class_list"]
 
@@ -97,7 +99,8 @@ def class_list_from_data(data: Any, name: str = "custom", where: str | None = No
         data: A list of names (their positions are the ids), an id2label mapping (ids as integers or as
             strings), or a mapping with ``"classes"``, a list of ``{"id", "name", "color"}``, and optionally
             ``"name"``, ``"ignore_index"`` (255), ``"reduce_labels"`` (false) and anything else, which goes to
-            ``extras``. Colours may be absent from all classes; distinct ones are then made up.
+            ``extras``. Colours may be absent from all classes; up to 1,000 distinct ones are then
+            made up, see :func:`unept_hf.palette.default_palette`.
         name: Name of the list where ``data`` does not state one.
         where: What to call the list in error messages.
 
@@ -234,7 +237,7 @@ def _invert(id2label: dict[int, str], where: str) -> dict[str, int]:
 
 def _check_palette(colors: dict[int, Any], id2label: dict[int, str], where: str) -> list[list[int]]:
     if not colors:
-        return [_made_up_color(i) for i in id2label]
+        return default_palette(len(id2label)).tolist()
     without = [i for i in id2label if i not in colors]
     if without:
         raise ValueError(f"{where}: no color for class {_shorten(without)}. Give every class one, or none of them.")
@@ -245,15 +248,6 @@ def _check_palette(colors: dict[int, Any], id2label: dict[int, str], where: str)
                 f"{where}: the color of class {class_id} is {color!r}. Make it three integers 0..255, [R, G, B]."
             )
     return [list(colors[i]) for i in id2label]
-
-
-def _made_up_color(class_id: int) -> list[int]:
-    # The bits of the number dealt out to R, G, B in turn, highest colour bit first: neighbours look different
-    # and no two numbers share a colour. From 1 on, since 0 would be black, which overlays cannot show.
-    color, number = [0, 0, 0], class_id + 1
-    for bit in range(24):
-        color[bit % 3] |= (number >> bit & 1) << (7 - bit // 3)
-    return color
 
 
 def _shorten(ids: list[int], most: int = 5) -> str:

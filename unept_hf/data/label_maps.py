@@ -1,6 +1,7 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """Examples of a segmentation data set as image and label map: opened, checked, and with the rule of its class list."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import datasets
@@ -12,7 +13,7 @@ from ..image_processing_pil_unept import image_to_tensor
 from .class_lists import ClassList
 
 
-__all__ = ["decode_example", "decode_label_map"]
+__all__ = ["decode_example", "decode_label_map", "doubt_about_masks"]
 
 _NO_CLASS = np.iinfo(np.int64).min
 
@@ -107,6 +108,52 @@ def decode_example(example: dict[str, Any], class_list: ClassList) -> tuple[PIL.
             )
         )
     return image, label_map
+
+
+def doubt_about_masks(examples: Iterable[dict[str, Any]], class_list: ClassList) -> str | None:
+    """
+    What is odd about the masks of all these examples: that they are black and white, or that nothing in them counts.
+
+    Reads no more of them than it has to: of good masks one.
+
+    Args:
+        examples: Rows as for `decode_example`, of which only `label` and `name` are looked at.
+        class_list: The classes and their rule.
+
+    Returns:
+        A sentence that names a mask and the remedy, or `None` where nothing is odd, or where a mask can not be read.
+    """
+    first, count = "", 0
+    is_black_and_white, has_white, is_ignored = True, False, True
+    for example in examples:
+        try:
+            mask, name = _open(example["label"], "mask", example.get("name") or "")
+            label_map = decode_label_map(mask, class_list, name)
+        except (TypeError, ValueError):
+            return None
+        mask = np.asarray(mask)
+        is_white = mask == 255
+        has_white = has_white or bool(is_white.any())
+        is_black_and_white = is_black_and_white and bool((is_white | (mask == 0)).all())
+        is_ignored = is_ignored and bool((label_map == class_list.ignore_index).all())
+        if not (is_black_and_white or is_ignored):
+            return None
+        first, count = first or name, count + 1
+
+    # Masks of 0 alone may show one class and nothing else.
+    if is_black_and_white and has_white and class_list.ignore_index == 255 and len(class_list) > 1:
+        return (
+            f"The masks that were looked at ({count}, such as '{first}') hold only 0 and 255, but class list "
+            f"'{class_list.name}' has {len(class_list)} classes, and 255 is ignored there. If it marks a class, store "
+            "the id of that class instead, or set another ignore_index in the class list."
+        )
+    if is_ignored and count:
+        return (
+            f"The masks that were looked at ({count}, such as '{first}') hold nothing but pixels that class list "
+            f"'{class_list.name}' ignores. Check that these are the right masks, and ignore_index, reduce_labels and "
+            "label_id_to_train_id in the class list."
+        )
+    return None
 
 
 def _open(value: Any, kind: str, name: str) -> tuple["PIL.Image.Image | np.ndarray", str]:

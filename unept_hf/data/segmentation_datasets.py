@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import huggingface_hub
+import numpy as np
 from huggingface_hub.errors import EntryNotFoundError
 from transformers.utils import logging
 
@@ -20,11 +21,11 @@ from .folder_layouts import (
     pascal_context_files,
     split_spellings,
 )
-from .label_maps import decode_example
-from .synthetic import SYNTHETIC_CLASSES, SYNTHETIC_PALETTE, synthetic_scenes
+from .label_maps import decode_example, doubt_about_masks
+from .synthetic import SYNTHETIC_THEMES, synthetic_scenes
 
 
-__all__ = ["load_segmentation_dataset"]
+__all__ = ["hold_out", "load_segmentation_dataset"]
 
 logger = logging.get_logger(__name__)
 
@@ -38,6 +39,7 @@ _OFFICIAL_LAYOUTS = {
     "pascal_context_59": pascal_context_files,
     "pascal_context_60": pascal_context_files,
 }
+_MASKS_LOOKED_AT = 8
 
 
 def load_segmentation_dataset(
@@ -56,8 +58,8 @@ def load_segmentation_dataset(
     cache_dir: str | None = None,
     token: str | bool | None = None,
     num_proc: int | None = None,
-    num_synthetic_scenes: int = 500,
-    synthetic_scene_size: int = 128,
+    num_synthetic_scenes: int = 200,
+    synthetic_scene_size: int = 256,
 ) -> tuple["datasets.Dataset | datasets.IterableDataset", ClassList]:
     """
     One split of a data set for semantic segmentation, and its classes.
@@ -65,8 +67,8 @@ def load_segmentation_dataset(
     Args:
         dataset_name: "ade20k", "cityscapes", "pascal_context_59" or "pascal_context_60" with `data_dir`, the folder
             of the official release (see `folder_layouts`); "image_folders" with `data_dir`, or `image_dir` and
-            `label_dir`; "synthetic"; or anything else that `datasets` loads: a repository of the Hub, a local folder
-            of data files, or one that `save_to_disk` wrote.
+            `label_dir`; "synthetic" or "synthetic_harbour"; or anything else that `datasets` loads: a repository of
+            the Hub, a local folder of data files, or one that `save_to_disk` wrote.
         split: Such as "train" or "validation". Spellings such as "training" and "val" are taken for what is there.
         data_dir: See `dataset_name`. For a data set of the Hub, the folder in it to load.
         image_dir: For "image_folders": folder of the images, within `data_dir` if that is given.
@@ -85,8 +87,10 @@ def load_segmentation_dataset(
         cache_dir: Where data sets of the Hub are stored.
         token: Access token of the Hub.
         num_proc: Number of processes that prepare data of the Hub and look for unreadable files.
-        num_synthetic_scenes: How many scenes "synthetic" has.
+        num_synthetic_scenes: How many scenes a synthetic data set has.
         synthetic_scene_size: Height and width of a synthetic scene in pixels.
+
+    A few masks are looked at, but for streams of the Hub: see `doubt_about_masks` for what is worth a warning.
 
     Returns:
         The data set with columns `image` and `label` (`datasets.Image(decode=False)`, as in the files; `label` holds
@@ -116,14 +120,11 @@ def load_segmentation_dataset(
             files = _OFFICIAL_LAYOUTS[dataset_name](data_dir, split)
         classes = load_class_list(class_list or dataset_name)
         data = _from_files(files, skip_unreadable)
-    elif dataset_name == "synthetic":
-        entries = [
-            {"id": i, "name": name, "color": list(color)}
-            for i, (name, color) in enumerate(zip(SYNTHETIC_CLASSES, SYNTHETIC_PALETTE))
-        ]
-        classes = class_list_from_data({"classes": entries}, "synthetic")
+    elif dataset_name in SYNTHETIC_THEMES:
+        classes = load_class_list(dataset_name)
         known = next((name for name in split_spellings(split) if name in ("train", "validation")), split)
-        data = synthetic_scenes(num_synthetic_scenes, size=(synthetic_scene_size,) * 2, split=known)
+        size = (synthetic_scene_size,) * 2
+        data = synthetic_scenes(num_synthetic_scenes, size=size, split=known, theme=dataset_name)
         data = _with_our_columns(data, list(data.features), data.features, "image", "label", known)
     else:
         source = {"revision": revision, "cache_dir": cache_dir, "token": token, "data_dir": data_dir}
@@ -139,11 +140,34 @@ def load_segmentation_dataset(
         classes = _find_class_list(class_list, dataset_name, features, revision, token)
         data = _with_our_columns(data, columns, features, image_column, label_column, split.partition("[")[0])
 
+    if isinstance(data, datasets.Dataset):
+        places = np.linspace(0, len(data) - 1, min(len(data), _MASKS_LOOKED_AT)).round().astype(int)
+        masks = data.select_columns(["label", "name"])
+        doubt = doubt_about_masks((masks[int(place)] for place in places), classes)
+        if doubt is not None:
+            is_folder = dataset_name in _OFFICIAL_LAYOUTS or dataset_name == "image_folders"
+            logger.warning(doubt if is_folder else f"Column '{label_column}' of '{dataset_name}': {doubt}")
     if streaming and isinstance(data, datasets.Dataset):
         data = data.to_iterable_dataset(num_shards=min(len(data), 64))
     if skip_unreadable:
         data = _only_readable(data, classes, num_proc)
     return data, classes
+
+
+def hold_out(dataset: datasets.Dataset, fraction: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """
+    What to train on and what to evaluate on, where a data set has one split for both.
+
+    Args:
+        dataset: As `load_segmentation_dataset` returns it.
+        fraction: Share to evaluate on, between 0 and 1.
+        seed: The same one gives the same parts, in training and in evaluation.
+
+    Raises:
+        ValueError: when one of the parts would be empty.
+    """
+    parts = dataset.train_test_split(fraction, seed=seed)
+    return parts["train"], parts["test"]
 
 
 def _from_files(files: FilePairs, skip_unpaired: bool) -> datasets.Dataset:
@@ -172,9 +196,10 @@ def _load(dataset_name, dataset_config_name, split, streaming, num_proc, source)
     try:
         known = datasets.get_dataset_split_names(dataset_name, dataset_config_name, **source)
     except (FileNotFoundError, ConnectionError) as error:
+        ours = (*_OFFICIAL_LAYOUTS, *SYNTHETIC_THEMES)
         raise ValueError(
-            f"dataset_name='{dataset_name}' is neither {', '.join(map(repr, _OFFICIAL_LAYOUTS))}, 'image_folders' nor "
-            f"'synthetic', nor can it be loaded from the Hub or from a local folder: {error}"
+            f"dataset_name='{dataset_name}' is neither {', '.join(map(repr, ours))} nor 'image_folders', nor "
+            f"can it be loaded from the Hub or from a local folder: {error}"
         ) from error
     return datasets.load_dataset(
         dataset_name,
