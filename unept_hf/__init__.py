@@ -1,6 +1,8 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """UN-EPT semantic segmentation for transformers. Importing registers it with the Auto classes and the pipelines."""
 
+from pathlib import Path
+
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
@@ -10,6 +12,9 @@ from .image_processing_unept import UneptImageProcessor
 from .modeling_unept import UneptForSemanticSegmentation, UneptModel, UneptPreTrainedModel
 from .version import __version__
 
+
+SYNTHETIC_SCENES = str(Path(__file__).parent / "checkpoints" / "synthetic_scenes")
+"""Folder of the checkpoint that comes with the package, for `from_pretrained` and `pipeline`."""
 
 AutoConfig.register("unept", UneptConfig, exist_ok=True)
 AutoModel.register(UneptConfig, UneptModel, exist_ok=True)
@@ -23,6 +28,7 @@ AutoImageProcessor.register(
 )
 
 __all__ = [
+    "SYNTHETIC_SCENES",
     "UneptConfig",
     "UneptForSemanticSegmentation",
     "UneptImageProcessor",

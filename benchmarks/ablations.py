@@ -1,0 +1,230 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""
+Does each part of UN-EPT help, and what does it cost? Tables 5, 6 and 8 of the paper in small, on synthetic scenes.
+
+Every row is trained from scratch with several seeds, each in a process of its own with one thread. Finished runs are
+kept in --runs, so the command can be stopped and started again.
+
+    python benchmarks/ablations.py --jobs 2
+"""
+
+import math
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from results_file import RESULTS, cpu_device, today, versions, write_results
+from separate_runs import read_result, run_all, write_result
+from synthetic_training import CLASSES, HELD_OUT, best_classes, draw_scenes, measure, peak_memory, train
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import HfArgumentParser, set_seed
+
+from unept_hf import UneptConfig, UneptForSemanticSegmentation, UneptImageProcessor
+from unept_hf.modeling_unept import UneptDeformableAttention
+
+
+BASE = {
+    "backbone_config": {
+        "model_type": "timm_backbone",
+        "backbone": "resnet10t",
+        "out_indices": [2, 3, 4],
+        "model_args": {"channels": [32, 64, 128, 256]},
+    },
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_sampling_points": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 1,
+    "spatial_branch_channels": (32, 64),
+    "dropout": 0.0,
+}
+ONE_LEVEL = {"num_feature_levels": 1}
+# Row: what differs from the full model, which has 3 levels of 16 points, the spatial branch and boundary refinement.
+ROWS = {
+    "baseline": {**ONE_LEVEL, "use_spatial_branch": False, "use_boundary_heads": False},
+    "+ pyramid": {"use_spatial_branch": False, "use_boundary_heads": False},
+    "+ spatial branch": {"use_boundary_heads": False},
+    "full": {},
+    "L1 N4": {**ONE_LEVEL, "num_sampling_points": 4},
+    "L1 N16": ONE_LEVEL,
+    "L1 N64": {**ONE_LEVEL, "num_sampling_points": 64},
+    "L3 N4": {"num_sampling_points": 4},
+    "L3 N64": {"num_sampling_points": 64},
+    "dense attention": {},
+    "dense self-attention": {"decoder_self_attention": "dense"},
+    "deformable self-attention": {"decoder_self_attention": "deformable"},
+}
+TABLES = {
+    "Table 5: the parts": ("baseline", "+ pyramid", "+ spatial branch", "full"),
+    "Table 6: feature levels L and sampling points N": ("L1 N4", "L1 N16", "L1 N64", "L3 N4", "full", "L3 N64"),
+    "Table 8: deformable or dense attention": ("full", "dense attention"),
+    "Self-attention of the decoder": ("full", "dense self-attention", "deformable self-attention"),
+}
+SHOWN_AS = {"full": "+ boundary refinement (full: L3 N16, pointwise self-attention)"}
+COLUMNS = {
+    "mean_iou": ("mIoU", 100),
+    "refined mean_iou": ("mIoU, refined", 100),
+    "boundary_f1_1px": ("boundary F1, 1 px", 100),
+    "refined boundary_f1_1px": ("boundary F1, refined", 100),
+    "train_seconds": ("training step, s", 1),
+    "eval_seconds": ("one image, s", 1),
+    "train_megabytes": ("memory of training, MB", 1),
+    "parameters": ("parameters, M", 1e-6),
+}
+
+
+class DenseAttention(nn.Module):
+    """Multi-head attention of every query to every cell, with the arguments of the deformable one."""
+
+    def __init__(self, config: UneptConfig):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.q_proj, self.k_proj, self.value_proj, self.output_proj = (
+            nn.Linear(config.hidden_size, config.hidden_size) for _ in range(4)
+        )
+
+    def forward(self, hidden_states, value_states, spatial_shapes, reference_points, output_attentions=False):
+        # In the encoder, queries are the cells with their positions, which keys need too.
+        keys = hidden_states if hidden_states.shape == value_states.shape else value_states
+        query, key, value = (
+            projection(states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for projection, states in (
+                (self.q_proj, hidden_states),
+                (self.k_proj, keys),
+                (self.value_proj, value_states),
+            )
+        )
+        output = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return self.output_proj(output), None
+
+
+def make_model(row: str, size: int) -> UneptForSemanticSegmentation:
+    cells = size // 2 ** len(BASE["spatial_branch_channels"])
+    config = UneptConfig(**{**BASE, **ROWS[row]}, num_labels=len(CLASSES), query_grid_size=(cells, cells))
+    model = UneptForSemanticSegmentation(config)
+    if row == "dense attention":
+        for module in list(model.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, UneptDeformableAttention):
+                    setattr(module, name, DenseAttention(config))
+    return model
+
+
+def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    return model(pixel_values=images, labels=labels).loss
+
+
+def label_maps_of(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    outputs = model(pixel_values=images)
+    size = tuple(images.shape[-2:])
+    label_maps = {"": best_classes(outputs.logits, size)}
+    if outputs.boundary_logits is not None:
+        refined = UneptImageProcessor().post_process_semantic_segmentation(
+            outputs, target_sizes=[size], refine_boundaries=True
+        )
+        label_maps["refined"] = refined[0][None]
+    return label_maps
+
+
+@dataclass
+class Arguments:
+    """How much to train."""
+
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "One run of each row for each."})
+    rows: list[str] = field(
+        default_factory=lambda: list(ROWS), metadata={"help": "Rows to run; the rest is as it is."}
+    )
+    steps: int = field(default=300, metadata={"help": "Training steps."})
+    batch_size: int = field(default=8, metadata={"help": "Scenes in a step."})
+    learning_rate: float = field(default=3e-3, metadata={"help": "Highest learning rate."})
+    size: int = field(default=128, metadata={"help": "Height and width of the scenes."})
+    train_scenes: int = field(default=1000, metadata={"help": "Scenes to train on."})
+    eval_scenes: int = field(default=100, metadata={"help": "Held-out scenes to measure on."})
+    jobs: int = field(default=1, metadata={"help": "Runs at the same time."})
+    runs: Path = field(default=Path("runs/ablations"), metadata={"help": "Folder of finished runs."})
+    output: Path = field(default=RESULTS, metadata={"help": "Folder of the tables."})
+    worker: bool = field(default=False, metadata={"help": "Run the first row with the first seed in this process."})
+
+    def budget(self) -> dict[str, float]:
+        """What has to be the same for runs to be compared."""
+        names = ("steps", "batch_size", "learning_rate", "size", "train_scenes", "eval_scenes")
+        return {name: getattr(self, name) for name in names}
+
+
+def run(row: str, seed: int, arguments: Arguments) -> None:
+    """Trains and measures one model, and writes the run file."""
+    torch.set_num_threads(1)
+    scenes = draw_scenes(0, arguments.train_scenes, arguments.size)
+    held_out = draw_scenes(HELD_OUT, arguments.eval_scenes, arguments.size)
+    set_seed(seed)
+    model = make_model(row, arguments.size)
+    before = peak_memory()
+    results = train(model, loss_of, scenes, arguments.steps, arguments.batch_size, arguments.learning_rate, seed)
+    results["train_megabytes"] = (peak_memory() - before) / 2**20
+    results["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    results |= measure(model, label_maps_of, held_out)
+    write_result(arguments.runs, f"{row} {seed}", arguments.budget(), results)
+
+
+def table(rows: tuple[str, ...], results: dict[str, list[dict[str, float]]]) -> list[str]:
+    names = [name for name in COLUMNS if any(name in one for row in rows for one in results[row])]
+    lines = ["| | " + " | ".join(COLUMNS[name][0] for name in names) + " |", "| --- |" + " ---: |" * len(names)]
+    for row in rows:
+        cells = []
+        for name in names:
+            values = [one[name] * COLUMNS[name][1] for one in results[row] if name in one]
+            if not values:
+                cells.append("-")
+                continue
+            mean = statistics.fmean(values)
+            digits = max(0, 2 - math.floor(math.log10(max(abs(mean), 1e-9)))) if mean < 10 else 1
+            spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 and name != "parameters" else ""
+            cells.append(f"{mean:.{digits}f}{spread}")
+        lines.append(f"| {SHOWN_AS.get(row, row)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def main() -> None:
+    (arguments,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()
+    unknown = [row for row in arguments.rows if row not in ROWS]
+    if unknown:
+        raise ValueError(
+            f"There is no row {', '.join(map(repr, unknown))}: the rows are {', '.join(map(repr, ROWS))}."
+        )
+    if arguments.worker:
+        return run(arguments.rows[0], arguments.seeds[0], arguments)
+
+    budget = arguments.budget()
+    options = [f"--{name}={value}" for name, value in budget.items()]
+    commands = {
+        f"{row} {seed}": ["--worker=True", "--rows", row, "--seeds", str(seed), f"--runs={arguments.runs}", *options]
+        for seed in arguments.seeds
+        for row in arguments.rows
+        if read_result(arguments.runs, f"{row} {seed}", budget) is None
+    }
+    run_all(arguments.runs, commands, arguments.jobs)
+    found = {row: [read_result(arguments.runs, f"{row} {seed}", budget) for seed in arguments.seeds] for row in ROWS}
+    results = {row: [one for one in ones if one is not None] for row, ones in found.items()}
+    facts = {
+        "device": cpu_device(),
+        "threads": 1,
+        **versions("torch", "transformers", "timm"),
+        "date": today(),
+        **budget,
+        "seeds": len(arguments.seeds),
+    }
+    lines = [
+        "Trained from scratch on synthetic scenes, mean ± standard deviation over the seeds. Times are processor "
+        "seconds of one thread. Memory is what a training adds to the process at its peak.",
+    ]
+    for title, rows in TABLES.items():
+        if all(results[row] for row in rows):
+            lines += ["", f"## {title}", "", *table(rows, results)]
+    write_results(arguments.output, "ablations-cpu", "Ablations", facts, lines, rows=results)
+
+
+if __name__ == "__main__":
+    main()
