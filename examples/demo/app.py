@@ -1,0 +1,485 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""
+A page to try models on: upload a picture, see its classes, refine boundaries, look at sampling points.
+
+    python examples/demo/app.py                      (the small model that comes with unept-hf)
+    python examples/demo/app.py my-model owner/name  (models of yours, to choose among)
+
+docs/demo.md describes it, and how to make a Space of this folder.
+"""
+
+import base64
+import contextlib
+import html
+import io
+import os
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+import PIL.Image
+import torch
+from gradio.utils import get_upload_folder
+from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers import HfArgumentParser
+
+import unept_hf
+from unept_hf.cli import choose_device, load_model
+from unept_hf.command_arguments import HubArguments
+from unept_hf.data.synthetic import synthetic_scenes
+from unept_hf.image_processing_pil_unept import image_to_tensor, resize_label_map
+from unept_hf.inference import refine, segment
+from unept_hf.visualization import (
+    class_areas,
+    default_palette,
+    draw_sampling_points,
+    figure_to_image,
+    overlay,
+    sampling_points,
+)
+
+
+# A public page opens files of strangers, so it knows these decoders only. PostScript, for one, would run programs.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+NOT_IN_BROWSERS = ("TIFF",)
+
+MOST_STEPS = 10
+SHOWN_SIZE = 768  # pixels of the longer side of a picture on the page
+KEPT_SECONDS = 3600  # how long files of visitors stay on the disk
+MOST_VISITORS = 32  # whose last results are kept, at a few bytes for each pixel
+MESSAGE_SECONDS = 20
+
+TITLE = "UN-EPT semantic segmentation"
+EMPTY = '<p class="empty">Choose a picture and press <b>Segment</b>.</p>'
+HINT = '<li class="hint">Point at the picture, or at a class.</li>'
+NOT_CLICKED = "Click a pixel of the picture to see where the model looks when it decides on that pixel."
+
+CSS = """
+.empty { padding: 4rem 1rem; text-align: center; color: var(--body-text-color-subdued); }
+.classes .picture { position: relative; margin: auto; }
+.classes svg { display: block; width: 100%; }
+.classes path { fill: transparent; shape-rendering: crispEdges; cursor: crosshair; }
+.classes .name { display: none; position: absolute; left: 8px; bottom: 8px; padding: 4px 10px; border-radius: 6px;
+    background: rgb(0 0 0 / 80%); color: white; font-weight: 600; pointer-events: none; }
+.classes ul { display: flex; flex-wrap: wrap; gap: 6px; margin: 10px 0 0; padding: 0; list-style: none; }
+.classes li { display: flex; align-items: center; gap: 8px; padding: 3px 10px; border-radius: 6px; cursor: default;
+    border: 1px solid var(--border-color-primary); color: var(--body-text-color); }
+.classes li:hover { background: var(--background-fill-secondary); }
+.classes i { width: 14px; height: 14px; border-radius: 3px; border: 1px solid rgb(0 0 0 / 40%); }
+.classes li.hint { border: none; background: none; color: var(--body-text-color-subdued); }
+.classes small { color: var(--body-text-color-subdued); }
+"""
+
+
+@dataclass
+class DemoArguments:
+    """Arguments of the page."""
+
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:1 or mps."})
+    max_megapixels: float = field(default=16, metadata={"help": "Millions of pixels that a picture may have."})
+    max_megabytes: int = field(default=20, metadata={"help": "Size that a file may have, in MB (2**20 bytes)."})
+    time_limit: float = field(default=60, metadata={"help": "Seconds that a prediction may take."})
+    server_name: str | None = field(
+        default=None, metadata={"help": "Address to listen at: 0.0.0.0 lets other machines in."}
+    )
+    server_port: int | None = field(default=None, metadata={"help": "Port to listen at. A free one from 7860 else."})
+
+
+@dataclass
+class Segmentation:
+    """What is kept of a visitor's last picture, to refine it and to look into the model."""
+
+    path: str
+    model_name: str
+    shown: PIL.Image.Image
+    label_map: torch.Tensor  # (height, width), uint8 or int32, without refinement
+    boundary: torch.Tensor | None  # (height, width), bool
+    direction: torch.Tensor | None  # (height, width), uint8
+    seconds: float
+
+
+def problem(message: str) -> gr.Error:
+    """A message on the page, which shows it as HTML."""
+    return gr.Error(message, duration=MESSAGE_SECONDS, print_exception=False)
+
+
+@contextlib.contextmanager
+def prediction(time_limit: float) -> Iterator[None]:
+    """
+    Stops models between two of their layers when time is up, and says on the page what else they could not do. One at
+    a time: the clock is that of all models.
+    """
+    end = time.monotonic() + time_limit
+
+    def check(module, args):
+        if time.monotonic() > end:
+            raise problem(
+                f"That took longer than the {time_limit:g} seconds that a prediction may take here. Choose a smaller "
+                "picture, or let the model see the whole image."
+            )
+
+    handle = register_module_forward_pre_hook(check)
+    try:
+        yield
+    except gr.Error:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise problem("The picture does not fit into the memory here. Choose a smaller one.") from error
+    except ValueError as error:
+        raise problem(html.escape(str(error))) from error
+    finally:
+        handle.remove()
+
+
+def read_picture(path: str | None, max_megapixels: float) -> tuple[PIL.Image.Image, str]:
+    """
+    The picture in an uploaded file.
+
+    Returns:
+        An RGB image, upright and without transparency, and the format of the file.
+
+    Raises:
+        gr.Error: for files that are missing, of another kind, damaged or too large. The message says what to do.
+    """
+    if path is None:
+        raise problem("There is no picture yet. Upload one, take one with the webcam, or choose an example.")
+    too_large = problem(
+        f"The picture is too large: it may have {max_megapixels:g} million pixels here. Make it smaller, and upload "
+        "it again."
+    )
+    try:
+        with PIL.Image.open(path, formats=FORMATS) as picture:
+            if picture.width * picture.height > max_megapixels * 1e6:
+                raise too_large
+            file_format = picture.format
+            pixels = image_to_tensor(picture)
+    except gr.Error:
+        raise
+    except PIL.Image.DecompressionBombError as error:
+        raise too_large from error
+    except PIL.UnidentifiedImageError as error:
+        raise problem(
+            "This is not a picture that can be read here. Upload a PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF file."
+        ) from error
+    except FileNotFoundError as error:
+        raise problem("The picture is gone: files are kept for an hour. Upload it again.") from error
+    # Decoders raise whatever comes to them when a file is damaged.
+    except Exception as error:
+        raise problem(
+            "The picture is damaged: its file can not be read to the end. Upload it again, or save it anew as PNG."
+        ) from error
+    if pixels.dtype != torch.uint8:
+        raise problem("The pixels are floating point numbers. Save the picture with 8 or 16 bits for each colour.")
+    return PIL.Image.fromarray(pixels.permute(1, 2, 0).numpy()), file_format
+
+
+def shown_size(width: int, height: int) -> tuple[int, int]:
+    """(width, height) of a picture on the page. Small ones are enlarged, to have thin lines between classes."""
+    scale = min(SHOWN_SIZE / max(width, height), max(1, SHOWN_SIZE // max(width, height)))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def data_address(image: PIL.Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="webp", quality=90)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def region_path(mask: np.ndarray) -> str:
+    """The pixels of a mask `(height, width)` as an SVG path: a rectangle for each run of pixels in a row."""
+    edges = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    rows, starts = np.nonzero(edges == 1)
+    lengths = np.nonzero(edges == -1)[1] - starts
+    runs = zip(starts.tolist(), rows.tolist(), lengths.tolist())
+    return "".join(f"M{x} {y}h{length}v1h-{length}z" for x, y, length in runs)
+
+
+def class_view(picture: PIL.Image.Image, labels: np.ndarray, areas: list[dict], palette: np.ndarray) -> str:
+    """
+    A picture with a list of its classes, as HTML: the class under the pointer, in either, is named and stands out.
+
+    Args:
+        picture: the classes over the image.
+        labels: integers `(height, width)`, of the size of `picture`.
+        areas: what [`unept_hf.visualization.class_areas`] returns.
+        palette: uint8 `(num_labels, 3)`.
+    """
+    regions, names, items, rules = [], [], [], []
+    for area in areas:
+        key, label = f"class-{area['id']}", html.escape(area["label"])
+        share = f"{area['fraction']:.1%}" if area["fraction"] >= 0.001 else "&lt; 0.1%"
+        color = "#{:02x}{:02x}{:02x}".format(*palette[area["id"]])
+        regions.append(f'<path class="{key}" d="{region_path(labels == area["id"])}"/>')
+        names.append(f'<span class="name {key}">{label} · {share}</span>')
+        items.append(f'<li class="{key}"><i style="background: {color}"></i>{label} <small>{share}</small></li>')
+        hovered = f".classes:has(path.{key}:hover, li.{key}:hover)"
+        rules.append(f"{hovered} .name.{key} {{display: block}} {hovered} path:not(.{key}) {{fill: #fffa}}")
+    height, width = labels.shape
+    return (
+        f'<div class="classes"><style>{"".join(rules)}</style>'
+        f'<div class="picture" style="width: min(100%, {60 * width / height:.2f}vh)">'
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="Classes over the picture">'
+        f'<image href="{data_address(picture)}" width="{width}" height="{height}"/>{"".join(regions)}</svg>'
+        f"{''.join(names)}</div><ul>{''.join(items)}{HINT}</ul></div>"
+    )
+
+
+class Demo:
+    """
+    What the page does.
+
+    Args:
+        models: pairs of a model and its image processor, by the names to choose among.
+        arguments: limits.
+    """
+
+    def __init__(self, models: dict[str, tuple], arguments: DemoArguments):
+        self.models = models
+        self.arguments = arguments
+
+    def read(self, path: str | None) -> tuple[PIL.Image.Image, str]:
+        return read_picture(path, self.arguments.max_megapixels)
+
+    def check(self, upload: dict | None):
+        """Looks at a new picture: takes it away with a message if it can not be used."""
+        if upload is None:
+            return None
+        try:
+            picture, file_format = self.read(upload["path"])
+        except gr.Error as error:
+            gr.Warning(error.message, duration=MESSAGE_SECONDS)
+            return None
+        return picture if file_format in NOT_IN_BROWSERS else gr.skip()
+
+    def segment(self, upload: dict | None, model_name: str, mode: str) -> tuple:
+        """Segments a picture: what is kept of it, whether it can be refined, and how clicking on it begins."""
+        path = upload and upload["path"]
+        picture, _ = self.read(path)
+        model, processor = self.models[model_name]
+        config = model.config
+        has_boundaries = getattr(config, "use_boundary_heads", False)
+        windows = {}
+        if mode == "slide" and config.model_type == "unept":
+            # The windows that the model was trained on, a third of a window apart as in the paper.
+            crop_size = [cells * config.query_stride for cells in config.query_grid_size]
+            windows = {"crop_size": crop_size, "stride": [max(1, side // 3) for side in crop_size]}
+        start = time.perf_counter()
+        with prediction(self.arguments.time_limit):
+            result = segment(
+                model, processor, picture, mode=mode, return_boundaries=has_boundaries, progress=False, **windows
+            )
+        seconds = time.perf_counter() - start
+        boundary = direction = None
+        if has_boundaries:
+            boundary, direction = result.boundary_probability > 0.5, result.direction_map.byte()
+        dtype = torch.uint8 if config.num_labels <= 256 else torch.int32
+        shown = picture.resize(shown_size(*picture.size), PIL.Image.Resampling.BOX)
+        kept = Segmentation(path, model_name, shown, result.label_map.to(dtype), boundary, direction, seconds)
+        return kept, gr.Slider(interactive=has_boundaries), shown, NOT_CLICKED, gr.Image(visible=False)
+
+    def show(self, kept: Segmentation | None, steps: int) -> tuple:
+        """Summary, classes, both sides of refinement, and the label map as a file, for so many steps."""
+        if kept is None:
+            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        model, _ = self.models[kept.model_name]
+        palette = default_palette(model.config.num_labels)
+        label_map = kept.label_map
+        if steps > 0 and kept.boundary is not None:
+            label_map, _ = refine(label_map, kept.boundary, kept.direction, int(steps))
+
+        size = kept.shown.size[::-1]
+        before, after = (resize_label_map(labels, size).numpy() for labels in (kept.label_map, label_map))
+        pictures = tuple(overlay(kept.shown, labels, palette) for labels in (before, after))
+        areas = class_areas(label_map, model.config.id2label)
+
+        height, width = label_map.shape
+        changed = (label_map != kept.label_map).double().mean().item()
+        refinement = f"refinement changed {changed:.2%} of the pixels" if steps > 0 else "without refinement"
+        if kept.boundary is None:
+            refinement = "this model predicts no boundaries to refine"
+        classes = "1 class" if len(areas) == 1 else f"{len(areas)} classes"
+        summary = f"**{width} x {height} pixels, {classes}** in {kept.seconds:.2f} s; {refinement}."
+
+        folder = Path(get_upload_folder())
+        folder.mkdir(parents=True, exist_ok=True)
+        file = Path(tempfile.mkdtemp(dir=folder)) / f"{Path(kept.path).stem}_label_map.png"
+        dtype = np.uint8 if model.config.num_labels <= 256 else np.uint16
+        PIL.Image.fromarray(label_map.numpy().astype(dtype)).save(file)
+        view = class_view(pictures[1], after, areas, palette)
+        return summary, view, pictures, gr.DownloadButton(value=str(file), interactive=True)
+
+    def look(self, kept: Segmentation | None, event: gr.SelectData) -> tuple:
+        """Where the model looks for the pixel that was clicked."""
+        if kept is None:
+            return gr.skip(), gr.skip()
+        picture, _ = self.read(kept.path)
+        # From the middle of a pixel of the shown picture to pixels of the image.
+        x, y = (
+            min(int((place + 0.5) * side / shown), side - 1)
+            for place, side, shown in zip(event.index, picture.size, kept.shown.size)
+        )
+        model, processor = self.models[kept.model_name]
+        with prediction(self.arguments.time_limit):
+            points = sampling_points(model, processor, picture, (x, y))
+        label = model.config.id2label[int(kept.label_map[y, x])]
+        figure = draw_sampling_points(picture, points)
+        text = f"Pixel ({x}, {y}): **{html.escape(label)}** before refinement. A larger point counts more."
+        return text, gr.Image(figure_to_image(figure), format="png", visible=True)
+
+
+def draw_examples(folder: str) -> list[str]:
+    """Draws synthetic scenes that no model was trained on, and returns their files."""
+    files = [Path(folder) / f"scene_{number}.png" for number in range(1, 5)]
+    for file, scene in zip(files, synthetic_scenes(len(files), size=(288, 384), split="validation")):
+        scene["image"].save(file)
+    return [str(file) for file in files]
+
+
+def build_page(demo: Demo) -> gr.Blocks:
+    """The page, not launched yet."""
+    arguments = demo.arguments
+    names = list(demo.models)
+    cleaning = (KEPT_SECONDS // 6, KEPT_SECONDS)
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=cleaning, fill_width=True) as page:
+        gr.Markdown(
+            f"# {TITLE}\n"
+            "Choose a picture, and see which class each of its pixels belongs to. Pictures may have "
+            f"{arguments.max_megapixels:g} million pixels and {arguments.max_megabytes} MB; they are kept for an hour."
+        )
+        kept = gr.State(time_to_live=KEPT_SECONDS)
+        with gr.Row():
+            with gr.Column(scale=1, min_width=320):
+                picture = gr.Image(
+                    label="Picture",
+                    sources=["upload", "webcam", "clipboard"],
+                    format="png",
+                    height=220,
+                    buttons=[],
+                    elem_id="picture",
+                )
+                # Gradio copies them.
+                with tempfile.TemporaryDirectory() as folder:
+                    examples = gr.Examples(draw_examples(folder), picture, label="Examples (a click segments them)")
+                with gr.Group():
+                    model_name = gr.Dropdown(names, value=names[0], label="Model", elem_id="model")
+                    mode = gr.Radio(
+                        [("Whole image", "whole"), ("Sliding windows", "slide")],
+                        value="whole",
+                        label="The model sees",
+                        elem_id="mode",
+                    )
+                run = gr.Button("Segment", variant="primary", elem_id="run")
+                steps = gr.Slider(
+                    0,
+                    MOST_STEPS,
+                    value=0,
+                    step=1,
+                    label="Boundary refinement",
+                    info="Steps from a boundary into the object; 0 is off.",
+                    buttons=[],
+                    elem_id="steps",
+                )
+                download = gr.DownloadButton("Download the label map (PNG)", interactive=False, elem_id="download")
+            with gr.Column(scale=2, min_width=320):
+                with gr.Tabs():
+                    with gr.Tab("Classes"):
+                        classes = gr.HTML(EMPTY, apply_default_css=False, elem_id="classes")
+                    with gr.Tab("Boundary refinement"):
+                        both = gr.ImageSlider(
+                            label="Without (left) and with refinement (right)",
+                            type="pil",
+                            interactive=False,
+                            buttons=["fullscreen"],
+                            elem_id="both",
+                        )
+                    with gr.Tab("Sampling points"):
+                        where = gr.Markdown(NOT_CLICKED, elem_id="where")
+                        shown = gr.Image(show_label=False, interactive=False, height=300, buttons=[], elem_id="shown")
+                        points = gr.Image(
+                            show_label=False,
+                            format="png",
+                            interactive=False,
+                            visible=False,
+                            buttons=["download", "fullscreen"],
+                            elem_id="points",
+                        )
+                summary = gr.Markdown(elem_id="summary")
+
+        results = [summary, classes, both, download]
+        # One prediction at a time, whoever asks for it.
+        one_at_a_time = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+        # Gradio itself would open an upload before we can say what is wrong with it. Without its preprocessing, we get
+        # the path, which it has found to be one of an upload.
+        unopened = {"preprocess": False, "api_visibility": "private"}
+        show = {
+            "fn": demo.show,
+            "inputs": [kept, steps],
+            "outputs": results,
+            "show_progress": "minimal",
+            "show_progress_on": [classes, both],
+            "api_visibility": "private",
+        }
+        segmentation = {
+            "fn": demo.segment,
+            "inputs": [picture, model_name, mode],
+            "outputs": [kept, steps, shown, where, points],
+            "show_progress_on": [classes, both, shown],
+        }
+        segmentation |= one_at_a_time | unopened
+        picture.upload(demo.check, picture, picture, show_progress="hidden", **unopened)
+        for event in (run.click(**segmentation), examples.load_input_event.then(**segmentation)):
+            event.success(**show)
+        steps.input(trigger_mode="always_last", **show)
+        shown.select(demo.look, kept, [where, points], show_progress_on=points, **one_at_a_time)
+    return page
+
+
+def model_names(names: list[str]) -> list[str]:
+    """The models to offer: those given, those of the variable (a Space has no command line), or our own."""
+    return names or os.environ.get("UNEPT_DEMO_MODELS", "").split() or [unept_hf.SYNTHETIC_SCENES]
+
+
+def load_models(names: list[str], arguments: Namespace, device: torch.device) -> dict[str, tuple]:
+    """Models on a device and their image processors, by the last two parts of their names."""
+    models = {}
+    for name in names:
+        short = "/".join(Path(name).parts[-2:])
+        if short in models:
+            raise ValueError(f"Two models would both be called {short}: give one of their folders another name.")
+        model, processor = load_model(name, arguments)
+        models[short] = model.to(device), processor
+    return models
+
+
+def main() -> None:
+    parser = HfArgumentParser((DemoArguments, HubArguments), description="A page to try models on.")
+    parser.add_argument("models", nargs="*", help="Folders or Hub names of models.")
+    namespace = parser.parse_args()
+    arguments = DemoArguments(**{name: getattr(namespace, name) for name in DemoArguments.__dataclass_fields__})
+    try:
+        models = load_models(model_names(namespace.models), namespace, choose_device(arguments.device))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"app.py: {error}") from error
+    page = build_page(Demo(models, arguments))
+    page.queue(max_size=MOST_VISITORS)
+    page.launch(
+        server_name=arguments.server_name,
+        server_port=arguments.server_port,
+        share=False,
+        max_file_size=arguments.max_megabytes * 2**20,
+        state_session_capacity=MOST_VISITORS,
+        theme=gr.themes.Default(primary_hue="blue").set(body_text_color_subdued="*neutral_500"),
+        css=CSS,
+        footer_links=["gradio"],
+        run_history=False,
+        ssr_mode=False,
+    )
+
+
+if __name__ == "__main__":
+    main()
