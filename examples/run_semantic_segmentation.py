@@ -2,7 +2,7 @@
 """
 Trains UN-EPT on ADE20K, Cityscapes, PASCAL-Context, a data set of the Hub, or your own images and masks.
 
-    python examples/run_semantic_segmentation.py examples/configs/synthetic_scenes.yaml
+    python examples/run_semantic_segmentation.py examples/configs/synthetic_harbour.yaml
     accelerate launch --num_processes 8 examples/run_semantic_segmentation.py \
         examples/configs/ade20k_resnet50_160k.yaml --data_dir ADEChallengeData2016 --output_dir ade20k
 
@@ -43,13 +43,15 @@ from unept_hf import UneptConfig, UneptForSemanticSegmentation, UneptImageProces
 from unept_hf.command_arguments import read_options, words_of_options
 from unept_hf.data.augmentation import TrainingAugmentation
 from unept_hf.data.class_lists import ClassList
-from unept_hf.data.segmentation_datasets import load_segmentation_dataset
+from unept_hf.data.segmentation_datasets import hold_out, load_segmentation_dataset
 from unept_hf.data.training_order import AugmentedDataset, AugmentedStream, TrainingOrder
 from unept_hf.evaluation import evaluate_model
 from unept_hf.hub import default_model_card, export
+from unept_hf.model_folder import new_folder, remove_leftovers
 from unept_hf.training_checkpoints import (
     commit_checkpoint,
     latest_checkpoint,
+    list_checkpoints,
     read_checkpoint,
     start_checkpoint,
 )
@@ -108,8 +110,8 @@ class DataArguments:
 
     dataset_name: str = field(
         metadata={
-            "help": "ade20k, cityscapes, pascal_context_59, pascal_context_60, image_folders, synthetic, or a data "
-            "set of the Hub or on the disk."
+            "help": "ade20k, cityscapes, pascal_context_59, pascal_context_60, image_folders, synthetic, "
+            "synthetic_harbour, or a data set of the Hub or on the disk."
         }
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration on the Hub."})
@@ -127,8 +129,9 @@ class DataArguments:
     streaming: bool = field(default=False, metadata={"help": "Read the data set while training; keep nothing."})
     shuffle_buffer_size: int = field(default=1000, metadata={"help": "Streaming: examples to draw the next one from."})
     skip_unreadable: bool = field(default=False, metadata={"help": "Leave broken examples out, with a warning."})
-    num_synthetic_scenes: int = field(default=500, metadata={"help": "synthetic: number of scenes."})
-    synthetic_scene_size: int = field(default=128, metadata={"help": "synthetic: height and width in pixels."})
+    num_synthetic_scenes: int = field(default=2000, metadata={"help": "synthetic: number of scenes to train on."})
+    num_synthetic_eval_scenes: int = field(default=200, metadata={"help": "synthetic: number of held-out scenes."})
+    synthetic_scene_size: int = field(default=256, metadata={"help": "synthetic: height and width in pixels."})
     crop_size: int = field(default=480, metadata={"help": "Height and width of the training crops in pixels."})
     scale: list[int] = field(
         default_factory=lambda: [2048, 512],
@@ -149,6 +152,15 @@ class DataArguments:
             raise ValueError(f"eval_fraction has to lie in [0, 1), got {self.eval_fraction}.")
         if self.eval_fraction and self.streaming:
             raise ValueError("eval_fraction can not split a stream: set eval_split to another split.")
+        if self.crop_size < 1:
+            raise ValueError(
+                f"crop_size has to be a number of pixels, a multiple of the model's stride such as 480, got "
+                f"{self.crop_size}."
+            )
+        for name in ("scale", "ratio_range"):
+            values = getattr(self, name)
+            if not all(math.isfinite(value) and value > 0 for value in values):
+                raise ValueError(f"{name} has to be two positive numbers, got {values}.")
 
 
 @dataclass
@@ -232,6 +244,10 @@ class RunArguments:
         for name in ("max_steps", "train_batch_size", "gradient_accumulation_steps", "logging_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} has to be at least 1, got {getattr(self, name)}.")
+        for name in ("learning_rate", "backbone_lr_multiplier", "weight_decay", "lr_gamma", "max_grad_norm"):
+            value, usual = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} has to be a finite number from 0 on, such as {usual}, got {value}.")
         for name in ("warmup_steps", "eval_steps", "save_steps", "save_total_limit", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} has to be at least 0, got {getattr(self, name)}.")
@@ -249,7 +265,7 @@ FREE_OPTIONS = {
     "save_steps", "save_total_limit", "evaluate", "evaluation_mode", "eval_split", "max_eval_images",
     "num_prediction_images", "load_best_model_at_end", "resume_from_checkpoint", "report_to", "run_name",
     "disable_tqdm", "push_to_hub", "hub_model_id", "hub_private_repo", "use_pretrained_backbone",
-    "backbone_checkpoint", "model_name_or_path", "class_list",
+    "backbone_checkpoint", "model_name_or_path", "class_list", "num_synthetic_eval_scenes",
 }  # fmt: skip
 # ... and what changes it in a way that can be meant.
 NOTED_OPTIONS = {
@@ -296,11 +312,12 @@ def load_data(data_args: DataArguments, run_args: RunArguments):
         split=data_args.train_split, streaming=data_args.streaming, **source
     )
     if data_args.eval_fraction:
-        parts = train_set.train_test_split(data_args.eval_fraction, seed=run_args.seed)
-        return parts["train"], parts["test"] if run_args.evaluate else None, class_list
+        train_set, eval_set = hold_out(train_set, data_args.eval_fraction, run_args.seed)
+        return train_set, eval_set if run_args.evaluate else None, class_list
     if not run_args.evaluate:
         return train_set, None, class_list
     try:
+        source["num_synthetic_scenes"] = data_args.num_synthetic_eval_scenes
         eval_set, _ = load_segmentation_dataset(split=data_args.eval_split, streaming=data_args.streaming, **source)
     except ValueError as error:
         raise ValueError(
@@ -519,6 +536,11 @@ class TrainingLog:
         self.accelerator.log(
             {key: value for key, value in values.items() if isinstance(value, (int, float))}, step=step
         )
+        # JSON has no word for NaN and infinity.
+        values = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
         self.lines.append({"step": step, **values})
         if self.accelerator.is_main_process:
             with self.file.open("a", encoding="utf-8") as file:
@@ -531,7 +553,7 @@ class TrainingLog:
         figure = Figure(figsize=(7, 4), layout="constrained")
         axis = figure.subplots()
         for key, label, color in (("loss", "training loss", "tab:blue"), ("eval/mean_iou", "mean IoU", "tab:orange")):
-            points = [(line["step"], line[key]) for line in self.lines if key in line]
+            points = [(line["step"], line[key]) for line in self.lines if line.get(key) is not None]
             if not points:
                 continue
             if key != "loss":
@@ -674,13 +696,20 @@ class SegmentationTrainer:
         found: list[Path | None] = [None]
         if self.accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
+            for name in ("model", "best_model"):
+                remove_leftovers(self.output_dir / name)
             wanted, newest = self.run_args.resume_from_checkpoint, latest_checkpoint(self.output_dir)
             if wanted == "latest":
                 found = [newest]
                 if newest is None:
                     logger.info(f"There is no checkpoint in {self.output_dir} yet: training starts anew.")
             elif wanted is not None:
-                found = [Path(wanted)]
+                found = [self.named_checkpoint(wanted)]
+                if newest is not None and found[0].resolve().parent != self.output_dir.resolve():
+                    raise ValueError(
+                        f"{self.output_dir} has checkpoints of its own ({newest.name}), and {found[0]} is none of "
+                        "them: name another output_dir."
+                    )
                 if newest is not None and newest.resolve() != found[0].resolve():
                     raise ValueError(
                         f"{self.output_dir} has a newer checkpoint than the one to resume from, {newest.name}: remove "
@@ -696,6 +725,18 @@ class SegmentationTrainer:
             if found[0] is not None:
                 read_checkpoint(found[0])
         return broadcast_object_list(found)[0]
+
+    def named_checkpoint(self, name: str) -> Path:
+        """The folder of a checkpoint, named by its path or, in `output_dir`, without it."""
+        for path in (Path(name), self.output_dir / name):
+            if path.is_dir():
+                return path
+        known = [path.name for path in list_checkpoints(self.output_dir)]
+        choices = f"latest, {', '.join(known)} in {self.output_dir}" if known else f"none is in {self.output_dir} yet"
+        raise FileNotFoundError(
+            f"resume_from_checkpoint={name} is not a checkpoint, for there is no such folder: give the path of a "
+            f"folder checkpoint-<step> ({choices})."
+        )
 
     def unwrap_saved(self, models: list, weights: list, output_dir: str) -> None:
         weights[:] = [self.accelerator.unwrap_model(model).state_dict() for model in models[: len(weights)]]
@@ -740,6 +781,7 @@ class SegmentationTrainer:
         content = json.loads((checkpoint / "checkpoint.json").read_text(encoding="utf-8"))
         self.check_resumed(checkpoint, content)
         self.accelerator.load_state(checkpoint)
+        self.set_learning_rates()
         self.accelerator.step = 0  # counts accumulated pieces, of which there may be another number now
         if self.average is not None:
             self.average.module.load_state_dict(load_file(checkpoint / "average.safetensors"))
@@ -749,6 +791,16 @@ class SegmentationTrainer:
         self.evaluated_step = content["evaluated_step"]
         self.metrics = content["metrics"]
         logger.info(f"Resumed from {checkpoint}")
+
+    def set_learning_rates(self) -> None:
+        """Those of this step in the schedule as it is now, whose end may be another one than when it was saved."""
+        scheduler = getattr(self.scheduler, "scheduler", None)
+        if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+            return
+        rates = [rate * factor(scheduler.last_epoch) for rate, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas)]
+        for group, rate in zip(scheduler.optimizer.param_groups, rates):
+            group["lr"] = rate
+        scheduler._last_lr = rates
 
     def check_resumed(self, checkpoint: Path, content: dict[str, Any]) -> None:
         """
@@ -974,18 +1026,17 @@ class SegmentationTrainer:
                 directory,
                 overwrite=True,
                 state_dict=state_dict,
-                model_card=self.model_card(directory.name),
+                model_card=self.model_card(),
             )
             picture = self.picture(self.evaluated_step)
             if picture.is_file():
                 shutil.copyfile(picture, directory / "predictions.png")
         self.accelerator.wait_for_everyone()
 
-    def model_card(self, name: str) -> str:
+    def model_card(self) -> str:
         """The model card with what is known about this training."""
         run_args, data_args = self.run_args, self.data_args
-        if run_args.push_to_hub:
-            name = self.repository_name()
+        name = self.repository_name()
         card = ModelCard(default_model_card(name, self.config.num_labels))
         card.data.tags = ["semantic-segmentation", "unept"]
         is_local = Path(data_args.dataset_name).exists()
@@ -1049,7 +1100,8 @@ class SegmentationTrainer:
             logger.warning("No evaluation gave a mean IoU, so the final model is the last one, not the best.")
         if self.run_args.load_best_model_at_end and has_best:
             if self.accelerator.is_main_process:
-                shutil.copytree(self.output_dir / "best_model", final, dirs_exist_ok=True)
+                with new_folder(final, overwrite=True) as folder:
+                    shutil.copytree(self.output_dir / "best_model", folder, dirs_exist_ok=True)
         else:
             self.export_model(final)
         self.log.draw()

@@ -113,7 +113,7 @@ def test_crops_are_exact_and_everywhere():
     label_map = (rows * width + columns).astype(np.uint8)
     augmentation = TrainingAugmentation(crop_size=side, **PLAIN)
     counts = np.zeros((height - side + 1, width - side + 1))
-    draws = 4000
+    draws = 2000
     for _ in range(draws):
         example = augmentation(image, label_map)
         pixels = pixels_of(example).round().astype(int)
@@ -349,7 +349,7 @@ def test_crops_hold_more_than_one_class(dtype):
     windows = [label_map[:, left : left + 10] for left in range(99)]
     share = np.mean([is_varied(window) for window in windows])
     assert 0.05 < share < 0.15
-    draws = 2000
+    draws = 1000
     failed = np.mean([not is_varied(crop_of(label_map, (1, 10), 0.95)) for _ in range(draws)])
     expected = (1 - share) ** 11
     assert abs(failed - expected) < 4 * (expected * (1 - expected) / draws) ** 0.5

@@ -21,7 +21,7 @@ from unept_hf import UneptImageProcessor, evaluation
 from unept_hf.data.class_lists import class_list_from_data
 from unept_hf.data.segmentation_datasets import load_segmentation_dataset
 from unept_hf.data.synthetic import SYNTHETIC_CLASSES
-from unept_hf.evaluation import evaluate_model, results_figure, results_table, save_results
+from unept_hf.evaluation import evaluate_and_report, evaluate_model, results_figure, results_table, save_results
 from unept_hf.inference import segment
 from unept_hf.metrics import boundary_f_scores, scores_from_confusion_matrix, trimap_confusion_matrices
 
@@ -83,9 +83,9 @@ def test_equals_a_plain_loop(model, processor, data, options):
         reference = np.array(scene["label"])
         assert prediction.shape == reference.shape
         pairs.append((reference.ravel(), prediction.ravel()))
-        f_scores.append(boundary_f_scores(prediction, reference, 6))
-        trimaps = trimaps + trimap_confusion_matrices(prediction, reference, 6)
-    matrix = sklearn_confusion_matrix(*(np.concatenate(one) for one in zip(*pairs)), labels=range(6))
+        f_scores.append(boundary_f_scores(prediction, reference, len(class_list)))
+        trimaps = trimaps + trimap_confusion_matrices(prediction, reference, len(class_list))
+    matrix = sklearn_confusion_matrix(*(np.concatenate(one) for one in zip(*pairs)), labels=range(len(class_list)))
     iou = np.diag(matrix) / (matrix.sum(0) + matrix.sum(1) - np.diag(matrix))
     assert results["mean_iou"] == pytest.approx(np.nanmean(iou))
     assert results["overall_accuracy"] == pytest.approx(np.trace(matrix) / matrix.sum())
@@ -139,7 +139,7 @@ def test_model_keeps_its_mode(model, processor, data):
 
 def test_errors(model, processor, data):
     dataset, class_list = data
-    with pytest.raises(ValueError, match="The model has 6 classes but class list 'two' has 2"):
+    with pytest.raises(ValueError, match=f"The model has {len(class_list)} classes but class list 'two' has 2"):
         evaluate_model(model, processor, dataset, class_list_from_data(["a", "b"], "two"))
     with pytest.raises(ValueError, match="There are no images"):
         evaluate_model(model, processor, dataset.select([]), class_list, progress=False)
@@ -154,15 +154,43 @@ def test_warns_of_other_class_names(model, processor, data, monkeypatch, caplog)
     dataset, class_list = data
     options = {"max_images": 1, "boundary_f1": False, "progress": False}
     evaluate_model(model, processor, dataset, class_list, **options)
-    monkeypatch.setattr(model.config, "id2label", {index: f"LABEL_{index}" for index in range(6)})
+    monkeypatch.setattr(model.config, "id2label", {index: f"LABEL_{index}" for index in range(len(class_list))})
     evaluate_model(model, processor, dataset, class_list, **options)
-    assert not caplog.messages
+    assert not [message for message in caplog.messages if message.startswith("Class ")]
     names = list(SYNTHETIC_CLASSES)
     names[2], names[4] = names[4], names[2]
     monkeypatch.setattr(model.config, "id2label", dict(reversed(list(enumerate(names)))))
     evaluate_model(model, processor, dataset, class_list, **options)
-    (message,) = caplog.messages
+    (message,) = (message for message in caplog.messages if message.startswith("Class "))
     assert f"Class 2 is '{SYNTHETIC_CLASSES[4]}' in the model but '{SYNTHETIC_CLASSES[2]}' in class list" in message
+
+
+def label_map_set(*label_maps):
+    """A data set of gray images with these label maps."""
+    maps = [Image.fromarray(np.array(label_map, dtype=np.uint8)) for label_map in label_maps]
+    return datasets.Dataset.from_dict(
+        {"image": [Image.new("RGB", one.size) for one in maps], "label": maps},
+        features=datasets.Features({"image": datasets.Image(), "label": datasets.Image()}),
+    )
+
+
+def test_warns_of_classes_without_a_reference(model, processor, caplog):
+    names = [f"class {index}" for index in range(model.config.num_labels)]
+    all_of_them = np.arange(model.config.num_labels)[None].repeat(32, axis=0)
+    options = {"boundary_f1": False, "progress": False, "do_resize": False}
+
+    def messages(label_maps, name):
+        caplog.clear()
+        class_list = class_list_from_data(names, name)
+        for _ in range(2):
+            evaluate_model(model, processor, label_map_set(*label_maps), class_list, **options)
+        return [message for message in caplog.messages if message.startswith("The reference")]
+
+    assert not messages([all_of_them], "all")
+    (message,) = messages([np.where(all_of_them == 1, 255, all_of_them)], "all but one")
+    assert f"no pixel of 1 of {len(names)} classes of class list 'all but one' (class 1). The mean IoU" in message
+    (message,) = messages([np.full((32, 32), 255)], "none")
+    assert "no pixel of any class of class list 'none': all are ignored" in message
 
 
 def test_names_are_no_formulas(tmp_path):
@@ -370,12 +398,34 @@ def test_example_with_options_after_the_file(folders, tmp_path, monkeypatch, wri
     assert (data["num_synthetic_scenes"], data["synthetic_scene_size"], data["dataset_config_name"]) == (7, 64, "full")
 
 
+def test_a_share_that_a_training_has_held_out(model, processor, data, tmp_path):
+    """The same images that the trainer's split leaves out."""
+    dataset, class_list = data
+    dataset.save_to_disk(tmp_path / "data")
+    (tmp_path / "classes.json").write_text(json.dumps(list(class_list.label2id)))
+    source = {"dataset_name": str(tmp_path / "data"), "class_list": str(tmp_path / "classes.json")}
+    arguments = evaluation.DataArguments(**source, eval_fraction=0.4, seed=5)
+    options = evaluation.EvaluationArguments(output_dir=str(tmp_path / "results"), num_samples=9)
+    results = evaluate_and_report(model, processor, arguments, options, "a model", progress=False)
+    expected = dataset.train_test_split(0.4, seed=5)["test"]
+    numbers_of = [name.removeprefix("validation-") for name in expected["name"]]
+    assert [sample["name"].removeprefix("train-") for sample in results["samples"]] == numbers_of
+    assert len(expected) == 2
+    assert_same(results, evaluate_model(model, processor, expected, class_list, progress=False))
+    assert json.loads((tmp_path / "results" / "results.json").read_text())["model"] == "a model"
+    assert (arguments.split, evaluation.DataArguments(**source).split) == ("train", "validation")
+    for wrong, message in (({"eval_fraction": 1.0}, "has to lie in"), ({"streaming": True}, "can not split a stream")):
+        with pytest.raises(ValueError, match=message):
+            evaluation.DataArguments(**{**source, "eval_fraction": 0.4, **wrong})
+
+
 def test_example_on_the_command_line(folders, tmp_path):
     spec = importlib.util.spec_from_file_location("example", EXAMPLE)
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     arguments = [
         *("--model_name_or_path", folders / "model", "--dataset_name", "synthetic", "--max_images", "1"),
+        *("--num_synthetic_scenes", "2", "--synthetic_scene_size", "96"),
         *("--mode", "slide", "--crop_size", "64", "--stride", "32", "--scales", "0.5", "1.0", "--flip"),
         *("--do_resize", "False", "--no_boundary_metrics", "--output_dir", tmp_path / "results"),
     ]

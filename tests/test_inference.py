@@ -436,9 +436,9 @@ model = UneptForSemanticSegmentation.from_preset("unept-tiny", num_labels=150, e
 options = {"mode": "slide", "crop_size": 256, "stride": 224, "do_resize": False, "batch_size": 2}
 segment(model, UneptImageProcessor(), np.zeros((256, 256, 3), np.uint8), **options)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-image = np.random.default_rng(0).integers(0, 256, (1536, 1536, 3), dtype=np.uint8)
+image = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
 label_map = segment(model, UneptImageProcessor(), image, refine_boundaries=True, **options).label_map
-assert label_map.shape == (1536, 1536)
+assert label_map.shape == (1024, 1024)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
@@ -447,5 +447,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 def test_memory_does_not_hold_all_scores():
     result = subprocess.run([sys.executable, "-c", MEMORY_SCRIPT], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    # All scores would take 1.4 GB.
+    # All scores would take 630 MB.
     assert int(result.stdout) < 450 * 1024, f"{int(result.stdout) / 1024:.0f} MB"

@@ -412,7 +412,7 @@ def test_compile(mode):
 @pytest.mark.floor
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
 def test_export_with_dynamic_height_and_width(backbone):
-    fields = {}
+    fields = {"encoder_layers": 1, "decoder_layers": 1}
     if backbone == "test_vit":
         fields["backbone_config"] = {"model_type": "timm_backbone", "backbone": backbone, "out_indices": [1, 3, 5]}
     model = tiny_model(**fields)
@@ -426,24 +426,6 @@ def test_export_with_dynamic_height_and_width(backbone):
         pixel_values = images(*shape)
         with torch.no_grad():
             torch.testing.assert_close(exported(pixel_values).logits, model(pixel_values).logits, atol=1e-3, rtol=0)
-
-
-def test_onnx_with_dynamic_batch_height_and_width(tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
-    model = tiny_model()
-    height, width = (8 * torch.export.Dim(name, min=2, max=64) for name in ("height", "width"))
-    shapes = {"pixel_values": {0: torch.export.Dim("batch", min=1, max=64), 2: height, 3: width}}
-    inputs = {"pixel_values": images(2, 128, 96)}
-    program = torch.onnx.export(
-        model, kwargs={**inputs, "return_dict": False}, dynamic_shapes={**shapes, "return_dict": None}, dynamo=True
-    )
-    program.save(tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    for shape in ((1, 64, 192), (2, 128, 96)):
-        pixel_values = images(*shape)
-        logits = session.run(None, {"pixel_values": pixel_values.numpy()})[0]
-        with torch.no_grad():
-            torch.testing.assert_close(torch.from_numpy(logits), model(pixel_values).logits, atol=1e-3, rtol=0)
 
 
 def test_bfloat16():

@@ -53,6 +53,7 @@ TINY = {
     "config_overrides": TINY_MODEL,
     "dataset_name": "synthetic",
     "num_synthetic_scenes": 10,
+    "num_synthetic_eval_scenes": 10,
     "synthetic_scene_size": 32,
     "crop_size": 32,
     "scale": [128, 32],
@@ -197,6 +198,9 @@ def test_without_a_mean_iou_the_last_model_is_the_final_one(tmp_path, monkeypatc
     nothing = dict.fromkeys(("mean_iou", "mean_accuracy", "overall_accuracy", "seconds"), float("nan"))
     monkeypatch.setattr(trainer, "evaluate_model", lambda *args, **kwargs: {**nothing, "num_images": 1})
     run(tmp_path, max_steps=1, load_best_model_at_end=True)
+    # As JSON, which has no NaN.
+    assert '"eval/mean_iou": null' in (tmp_path / "training_log.jsonl").read_text()
+    assert "NaN" not in (tmp_path / "training_log.jsonl").read_text()
     assert (tmp_path / "model" / "model.safetensors").is_file()
     assert not (tmp_path / "best_model").exists()
 
@@ -236,6 +240,12 @@ def test_unknown_option_in_a_file(tmp_path):
         ({"eval_fraction": 0.5, "streaming": True}, "eval_fraction can not split a stream"),
         ({"model_name_or_path": "x", "use_pretrained_backbone": True}, "brings its own backbone"),
         ({"evaluate": False, "load_best_model_at_end": True}, "load_best_model_at_end needs evaluate"),
+        ({"crop_size": -64}, r"crop_size has to be .* such as 480, got -64"),
+        ({"ratio_range": [0.5, "inf"]}, r"ratio_range has to be two positive numbers, got \[0\.5, inf\]"),
+        ({"scale": [512, 0]}, "scale has to be two positive numbers"),
+        ({"learning_rate": "nan"}, r"learning_rate has to be a finite number from 0 on, such as 0\.0001, got nan"),
+        ({"max_grad_norm": "inf"}, "max_grad_norm has to be a finite number"),
+        ({"lr_gamma": -0.1}, r"lr_gamma has to be a finite number from 0 on, such as 0\.1, got -0\.1"),
     ],
 )
 def test_options_that_can_not_be(options, message, tmp_path):
@@ -250,7 +260,7 @@ def test_options_that_can_not_be(options, message, tmp_path):
         ({"crop_size": 36}, "crop_size=36 has to be a multiple of 8"),
         ({"report_to": ["trackio"]}, r"report_to=\['trackio'\]: not installed"),
         ({"dataset_name": "ade20k", "data_dir": "nowhere"}, "nowhere"),
-        ({"resume_from_checkpoint": "nowhere"}, "nowhere is not a checkpoint"),
+        ({"resume_from_checkpoint": "nowhere"}, "nowhere is not a checkpoint.*none is in .* yet"),
         ({"dataset_name": "image_folders", "data_dir": "."}, "needs class_list"),
     ],
 )
@@ -265,7 +275,7 @@ def test_there_is_a_config_for_every_row_of_the_paper():
     assert {row.format(backbone) for row in rows for backbone in ("resnet50", "deit")} < names
     assert sum(name.startswith("ablation_table5_") for name in names) == 4
     assert sum(name.startswith("ablation_table6_") for name in names) == 6
-    assert {"small_gpu", "synthetic_scenes"} < names
+    assert {"small_gpu", "synthetic_harbour", "synthetic_scenes_checkpoint"} < names
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -362,7 +372,9 @@ def test_it_learns(tmp_path):
     """And leaves a model that pipelines take, pictures and a log. Ten minutes of it: docs/training.md."""
     metrics = run(
         tmp_path,
+        dataset_name="synthetic_harbour",
         num_synthetic_scenes=150,
+        num_synthetic_eval_scenes=40,
         synthetic_scene_size=64,
         crop_size=64,
         scale=[256, 64],
@@ -380,7 +392,7 @@ def test_it_learns(tmp_path):
         backbone_lr_multiplier=1.0,
         logging_steps=10,
         eval_steps=40,
-        max_eval_images=40,
+        max_eval_images=None,
         num_prediction_images=2,
     )
     losses = log_of(tmp_path)
@@ -392,13 +404,16 @@ def test_it_learns(tmp_path):
     for name in ("predictions/step_40.png", "predictions/step_80.png", "loss_curve.png", "model/predictions.png"):
         assert Image.open(tmp_path / name).width > 500
     segmenter = pipeline("image-segmentation", model=str(tmp_path / "best_model"))
-    image, label_map = synthetic_scene(2**31, size=(64, 64))
+    image, label_map = synthetic_scene(2**31, size=(64, 64), theme="synthetic_harbour")
     masks = {segment["label"]: np.array(segment["mask"]) > 0 for segment in segmenter(image)}
     assert (masks["sky"] == (np.array(label_map) == 0)).mean() > 0.8
 
 
-def test_two_processes_with_half_batches_are_one_with_the_whole(tmp_path):
-    """Through the launcher, over 20 steps, with evaluation of a number of images that does not divide."""
+@pytest.mark.parametrize(
+    "through_launcher", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["processes", "launcher"]
+)
+def test_two_processes_with_half_batches_are_one_with_the_whole(processes, tmp_path, through_launcher):
+    """Over 20 steps, with evaluation of a number of images that does not divide."""
     options = {
         "max_steps": 20,
         "freeze_batch_norm": True,
@@ -407,23 +422,23 @@ def test_two_processes_with_half_batches_are_one_with_the_whole(tmp_path):
         "max_eval_images": 7,
         "dataloader_num_workers": 1,
     }
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        str(free_port()),
-    ]
-    result = subprocess.run(
-        [*launcher, EXAMPLES / "run_semantic_segmentation.py", *arguments(tmp_path / "two", **options)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+    if through_launcher:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+        result = subprocess.run(
+            [
+                *(*launcher, "--master_port", str(free_port()), EXAMPLES / "run_semantic_segmentation.py"),
+                *arguments(tmp_path / "two", **options),
+            ],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+    else:
+        for process in start_together(processes, 2, arguments(tmp_path / "two", **options)):
+            process.join()
+            assert process.exitcode == 0
     run(tmp_path / "one", **options)
     for key in ("loss", "gradient_norm", "eval/mean_iou", "eval/overall_accuracy"):
         one, two = log_of(tmp_path / "one", key), log_of(tmp_path / "two", key)
@@ -439,6 +454,12 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def start_together(processes, world_size: int, arguments: list[str]) -> list[multiprocessing.Process]:
+    """Processes of one training, as a launcher starts them."""
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
+    return [processes(arguments, RANK=str(rank), LOCAL_RANK=str(rank), **environment) for rank in range(world_size)]
 
 
 def test_accumulated_pieces_are_the_whole_batch(tmp_path):
@@ -572,9 +593,7 @@ def test_sigterm_saves_and_ends_well(processes, tmp_path):
     options = {"max_steps": 16, "eval_steps": 8, "max_eval_images": 1}
 
     def start(output_dir, world_size=2, **more):
-        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
-        words = arguments(output_dir, **options, **more)
-        return [processes(words, RANK=str(rank), LOCAL_RANK=str(rank), **environment) for rank in range(world_size)]
+        return start_together(processes, world_size, arguments(output_dir, **options, **more))
 
     stopped = start(tmp_path / "stopped")
     wait_for_step(stopped[0], tmp_path / "stopped", 4)
@@ -622,8 +641,14 @@ def test_resume(tmp_path, caplog):
         run(tmp_path, **options, num_synthetic_scenes=12)
     with pytest.raises(ValueError, match="config_overrides was"):
         run(tmp_path, **options, config_overrides={**TINY_MODEL, "decoder_layers": 2})
-    with pytest.raises(ValueError, match="has a newer checkpoint than the one to resume from, checkpoint-4"):
-        run(tmp_path, **{**options, "resume_from_checkpoint": tmp_path / "checkpoint-2"})
+    for name in (tmp_path / "checkpoint-2", "checkpoint-2"):
+        with pytest.raises(ValueError, match="has a newer checkpoint than the one to resume from, checkpoint-4"):
+            run(tmp_path, **{**options, "resume_from_checkpoint": name})
+    with pytest.raises(FileNotFoundError, match=r"checkpoint-3 is not .* \(latest, checkpoint-2, checkpoint-4 in"):
+        run(tmp_path, **{**options, "resume_from_checkpoint": "checkpoint-3"})
+    (tmp_path / "other" / "checkpoint-9").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"checkpoints of its own \(checkpoint-4\), and .*checkpoint-9 is none"):
+        run(tmp_path, **{**options, "resume_from_checkpoint": tmp_path / "other" / "checkpoint-9"})
 
     # Finished: nothing is left to do but to write the model again, with what was measured.
     assert run(tmp_path, **options)["mean_iou"] == log_of(tmp_path, "eval/mean_iou")[-1]
@@ -633,11 +658,39 @@ def test_resume(tmp_path, caplog):
         run(tmp_path, **options, max_steps=6)
     assert "max_steps was 4, now 6" in caplog.text
     assert log_of(tmp_path, "step") == [1, 2, 2, 3, 4, 4, 5, 6, 6]
+    # Polynomial to 1e-7, at first over four steps and then over six.
+    expected = [1e-3 - (1e-3 - 1e-7) * step / (4 if step < 4 else 6) for step in range(6)]
+    np.testing.assert_allclose(log_of(tmp_path, "learning_rate"), expected)
 
     weights = tmp_path / "checkpoint-6" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"checkpoint-6 is damaged; remove it and resume from checkpoint-4"):
         run(tmp_path, **options, max_steps=8)
+
+
+def test_killed_while_models_are_written(tmp_path, monkeypatch):
+    """The best model is found again, what was half written goes, and the final model is there as a whole or not."""
+    options = {"max_steps": 2, "load_best_model_at_end": True, "resume_from_checkpoint": "latest"}
+
+    def copy_half(source, target, **kwargs):
+        shutil.copy(source / "config.json", target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(trainer.shutil, "copytree", copy_half)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, **options)
+    assert not (tmp_path / "model").exists()
+    best = weights_of(tmp_path / "best_model")
+    leftover = tmp_path / ".best_model.abc"
+    leftover.mkdir()
+    shutil.copytree(tmp_path / "best_model", leftover / "replaced")
+    (tmp_path / "best_model").rename(leftover / "written")
+    (tmp_path / ".model.abc" / "written").mkdir(parents=True)
+    run(tmp_path, **options)
+    assert not list(tmp_path.glob(".*"))
+    for name in ("best_model", "model"):
+        assert_same(weights_of(tmp_path / name), best)
 
 
 def test_latest_without_a_checkpoint_starts_anew(tmp_path):
@@ -651,7 +704,7 @@ def test_latest_without_a_checkpoint_starts_anew(tmp_path):
 def scene(index: int) -> tuple[Image.Image, np.ndarray]:
     """A scene of one of three sizes, and its label map with values 0 to 5."""
     image, label_map = synthetic_scene(index, size=((40, 48), (48, 40), (64, 56))[index % 3])
-    return image, np.array(label_map)
+    return image, np.array(label_map) % 6
 
 
 def save_image(image: "Image.Image | np.ndarray", path: Path) -> None:
@@ -733,6 +786,7 @@ def test_image_folders_need_something_to_evaluate_on(tmp_path):
     assert read_checkpoint(tmp_path / "run" / "checkpoint-1")["num_examples"] == 6
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert "a held-out share" in card
+    assert card == (tmp_path / "run" / "best_model" / "README.md").read_text() and "\n# run\n" in card
     assert str(tmp_path) not in card
 
 

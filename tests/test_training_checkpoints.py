@@ -118,5 +118,9 @@ def test_damage_is_reported(damage, message, tmp_path):
 
 
 def test_no_checkpoint(tmp_path):
-    with pytest.raises(FileNotFoundError, match="not a checkpoint"):
+    with pytest.raises(FileNotFoundError, match=r"not a checkpoint .* Name a folder checkpoint-<step>"):
         read_checkpoint(tmp_path)
+    save(tmp_path, 4)
+    (tmp_path / "checkpoint-500").mkdir()  # by another trainer
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint.json\. Resume from checkpoint-4 beside it"):
+        read_checkpoint(tmp_path / "checkpoint-500")

@@ -48,6 +48,17 @@ COMMON = (
     "test_compiled_and_exported_graphs",
     "test_autocast_takes_the_value_and_leaves_the_locations",
 )
+# What is worth the interpreter's time in every run; CI takes the rest too.
+SHORT = (
+    "test_kernel_equals_the_oracle[",
+    "test_float32_locations_with_half_precision_values",
+    "test_gradient_of_the_reference_points",
+    "test_samples_that_are_nowhere_count_as_zero[nan",
+    "test_any_mix_of_dtypes",
+    "test_logits_of_any_size",
+    "test_deterministic_gradients_do_not_depend_on_the_order_of_the_queries",
+    "test_hub_kernel_takes_the_place_of_the_layer_of_transformers",
+)
 needs_triton = pytest.mark.skipif(kernel._missing is not None, reason=str(kernel._missing))
 in_second_process = pytest.mark.skipif(BACKEND != "triton", reason="runs in the process of test_second_process")
 needs_gpu = pytest.mark.skipif(
@@ -58,12 +69,20 @@ needs_gpu = pytest.mark.skipif(
 @needs_triton
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(BACKEND == "triton", reason="this is the second process")
-def test_second_process():
+@pytest.mark.parametrize(
+    "tests",
+    [
+        pytest.param(SHORT, marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU takes them all")),
+        pytest.param((*COMMON, Path(__file__).stem), marks=[] if torch.cuda.is_available() else pytest.mark.slow),
+    ],
+    ids=["short", "whole"],
+)
+def test_second_process(tests):
     environment = {**os.environ, "UNEPT_TEST_BACKEND": "triton", "TOKENIZERS_PARALLELISM": "false"}
     environment["TRITON_INTERPRET"] = "0" if torch.cuda.is_available() else "1"
     files = [__file__, str(Path(__file__).with_name("test_deformable_attention.py"))]
     # Without what takes no kernel.
-    chosen = f"({' or '.join((*COMMON, Path(__file__).stem))}) and not float64 and not [torch] and not -torch]"
+    chosen = f"({' or '.join(tests)}) and not float64 and not [torch] and not -torch]"
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", "-k", chosen, *files]
     result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     print(result.stdout)

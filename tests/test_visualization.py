@@ -19,11 +19,10 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor
 from unept_hf.boundary import DIRECTIONS
 from unept_hf.data.class_lists import load_class_list
-from unept_hf.data.synthetic import SYNTHETIC_CLASSES, SYNTHETIC_PALETTE, synthetic_scene
+from unept_hf.data.synthetic import synthetic_scene
+from unept_hf.palette import COLOR_BLINDNESS, OKABE_ITO
 from unept_hf.visualization import (
-    COLOR_BLINDNESS,
     DIRECTION_COLORS,
-    OKABE_ITO,
     class_areas,
     color_label_map,
     default_palette,
@@ -38,7 +37,8 @@ from unept_hf.visualization import (
 )
 
 
-NAMES = dict(enumerate(SYNTHETIC_CLASSES))
+CLASSES = load_class_list("synthetic")
+NAMES, PALETTE = CLASSES.id2label, [tuple(color) for color in CLASSES.palette]
 # Vienot, Brettel and Mollon, 1999: another simulation of colour blindness (red, green) than the palette's own.
 VIENOT = (
     ((0.11238, 0.88762, 0), (0.11238, 0.88762, 0), (0.00401, -0.00401, 1)),
@@ -175,17 +175,17 @@ def test_class_areas():
 
 def test_overlay_with_legend(scene):
     image, label_map = scene
-    figure = draw_overlay(image, label_map, NAMES, SYNTHETIC_PALETTE, title="a scene")
+    figure = draw_overlay(image, label_map, NAMES, PALETTE, title="a scene")
     areas = class_areas(label_map, NAMES)
     assert legend_texts(figure) == [f"{area['label']}  {area['fraction']:.1%}" for area in areas]
     assert len(areas) < len(NAMES), "a scene without one of the classes is wanted"
     colors = [tuple(np.rint(np.array(patch.get_facecolor()[:3]) * 255)) for patch in figure.legends[0].get_patches()]
-    assert colors == [SYNTHETIC_PALETTE[area["id"]] for area in areas]
+    assert colors == [PALETTE[area["id"]] for area in areas]
     (axis,) = figure.axes
     assert axis.get_title() == "a scene"
     # Enlarged, with lines that stay thin.
     large, pixels = np.kron(label_map, np.ones((4, 4), int)), np.array(image).repeat(4, axis=0).repeat(4, axis=1)
-    np.testing.assert_array_equal(shown(axis), np.asarray(overlay(pixels, large, SYNTHETIC_PALETTE)))
+    np.testing.assert_array_equal(shown(axis), np.asarray(overlay(pixels, large, PALETTE)))
     assert axis.texts
     for text in axis.texts:
         column, row = text.get_position()
@@ -223,12 +223,12 @@ def test_comparison(scene):
     reference[:10, :10] = 255
     prediction = reference.copy()
     prediction[:20, :20] = 5
-    figure = draw_comparison(image, reference, prediction, NAMES, SYNTHETIC_PALETTE)
+    figure = draw_comparison(image, reference, prediction, NAMES, PALETTE)
     wrong = (reference != 255) & (prediction != reference)
     truth, predicted, errors = (shown(axis) for axis in figure.axes[1:])
     np.testing.assert_array_equal((errors == OKABE_ITO[4]).all(-1), wrong)
     assert (errors[:10, :10] == 255).all() and (truth[:10, :10] == 255).all()
-    np.testing.assert_array_equal(predicted, np.array(SYNTHETIC_PALETTE)[prediction])
+    np.testing.assert_array_equal(predicted, np.array(PALETTE)[prediction])
     share = wrong.sum() / (96 * 128 - 100)
     assert figure.axes[3].get_title() == f"wrong: {share:.1%} of {96 * 128 - 100:,} labelled pixels"
     counts = {name: (reference == index).sum() / (96 * 128 - 100) for index, name in NAMES.items()}
@@ -262,7 +262,7 @@ def test_refinement(scene):
     before, after = reference.copy(), reference.copy()
     before[80:90, 100:120] = (reference[80:90, 100:120] + 1) % 6
     after[5, :10] = (reference[5, :10] + 1) % 6
-    figure = draw_refinement(image, before, after, NAMES, SYNTHETIC_PALETTE, reference=reference)
+    figure = draw_refinement(image, before, after, NAMES, PALETTE, reference=reference)
     better, worse = np.zeros((2, 96, 128), dtype=bool)
     better[80:90, 100:120] = worse[5, :10] = True
     changes = shown(figure.axes[3])

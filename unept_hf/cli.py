@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections import Counter
@@ -34,6 +35,7 @@ from .configuration_unept import PRESETS
 
 # What can not be imported without cost (pictures, data sets, exporters) is imported by the command that needs it.
 
+HUB_PREFIX = "hf://"
 SUFFIXES = {"label_maps": ".png", "overlays": ".png", "areas": ".json", "boundaries": ".png", "refinement": ".png"}
 
 
@@ -159,16 +161,6 @@ def result_files(output_dir: Path, place: PurePath, kinds: Sequence[str]) -> dic
     return {kind: output_dir / kind / place.with_name(place.name + SUFFIXES[kind]) for kind in kinds}
 
 
-def open_image(name: str):
-    """The image of a file or an address, decoded."""
-    import PIL.Image
-    from transformers.image_utils import load_image
-
-    image = load_image(name) if is_address(name) else PIL.Image.open(name)
-    image.load()
-    return image
-
-
 @contextlib.contextmanager
 def written_whole(file: Path) -> Iterator[Path]:
     """A path beside `file` that becomes it at the end, so that no half of a result is taken for one."""
@@ -186,9 +178,12 @@ def segment_one(model, processor, name: str, files: dict[str, Path], options: Se
     import PIL.Image
 
     from . import visualization
+    from .image_processing_pil_unept import open_image, reading
     from .inference import refine, segment
 
     image = open_image(name)
+    with reading(name):
+        image.load()
     names = ("mode", "crop_size", "stride", "scales", "flip", "do_resize", "batch_size", "autocast")
     needs_boundaries = options.refine_boundaries or not {"boundaries", "refinement"}.isdisjoint(files)
     result = segment(
@@ -328,31 +323,82 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 # export
 
 
+def model_card_of(name: str, num_labels: int, arguments: argparse.Namespace) -> str:
+    """The model card that the options describe."""
+    import yaml
+
+    from .hub import default_model_card
+
+    facts = {}
+    for option in ("evaluation", "training_options"):
+        file = getattr(arguments, option)
+        if file is not None:
+            try:
+                facts[option] = yaml.safe_load(Path(file).read_text(encoding="utf-8"))  # JSON is YAML too
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise ValueError(f"--{option} {file} is no JSON or YAML file: {error}") from error
+            if not isinstance(facts[option], dict):
+                raise ValueError(f"--{option} {file} has to hold names and values.")
+    return default_model_card(name, num_labels, license=arguments.license, **facts)
+
+
+def export_for_hub(model, processor, output: str, arguments: argparse.Namespace) -> None:
+    """Writes a folder with its code and model card, or uploads one to `hf://owner/name`."""
+    from .hub import export, push_to_hub
+
+    repository = output.removeprefix(HUB_PREFIX)
+    name = repository if output.startswith(HUB_PREFIX) else Path(output).resolve().name
+    options = {
+        "model_card": model_card_of(name, model.config.num_labels, arguments),
+        "example_image": arguments.example_image,
+    }
+    if output.startswith(HUB_PREFIX):
+        commit = push_to_hub(
+            model, processor, repository, private=arguments.private or None, token=arguments.token, **options
+        )
+        print(f"Uploaded to {commit.commit_url.partition('/commit/')[0]}")
+    else:
+        export(model, processor, output, overwrite=arguments.overwrite, **options)
+        print(f"Wrote {output}: hf upload <user>/{name} {output}")
+
+
 def run_export(arguments: argparse.Namespace) -> int:
     """Exports a model."""
+    is_upload = arguments.output.startswith(HUB_PREFIX)
     output = Path(arguments.output).expanduser()
-    form = arguments.format or {".onnx": "onnx", ".pt2": "torch", "": "hub"}.get(output.suffix)
+    suffix = "" if is_upload else output.suffix
+    form = arguments.format or {".onnx": "onnx", ".pt2": "torch", "": "hub"}.get(suffix)
     if form is None:
         raise ValueError(f"{output} does not say what to write: end it in .onnx or .pt2, or pass --format.")
+    if is_upload and (form != "hub" or arguments.output.removeprefix(HUB_PREFIX).count("/") != 1):
+        raise ValueError(f"{arguments.output} has to be hf://owner/name, without another --format.")
     if form != "hub" and output.exists() and not arguments.overwrite:
         raise FileExistsError(f"{output} exists already: pass --overwrite, or name another file.")
+    if arguments.quantize and form != "onnx":
+        raise ValueError("--quantize is for ONNX alone: name a file that ends in .onnx.")
     model, processor = load_model(arguments.model, arguments, allow_preset=True)
     model.to(choose_device(arguments.device))
     start = time.perf_counter()
     if form == "hub":
-        from .hub import export
-
-        export(model, processor, output, overwrite=arguments.overwrite)
-        print(f"Wrote {output}: hf upload <user>/{output.name} {output}")
+        export_for_hub(model, processor, arguments.output if is_upload else str(output), arguments)
         return 0
 
     from .export import export_aot_inductor, export_onnx, export_torch
 
     checks = {"size_divisor": arguments.size_divisor, "tolerance": arguments.tolerance}
+    relative = None
     if form == "onnx":
         metadata = {name: getattr(processor, name, None) for name in ("image_mean", "image_std", "size")}
         metadata["size"] = {name: value for name, value in dict(metadata["size"] or {}).items() if value}
-        difference = export_onnx(model, output, opset_version=arguments.opset, metadata=metadata, **checks)
+        options = {"opset_version": arguments.opset, "metadata": metadata, **checks}
+        if arguments.quantize:
+            from .export import quantize_onnx
+
+            with tempfile.TemporaryDirectory() as folder:
+                difference = export_onnx(model, Path(folder, "float32.onnx"), **options)
+                relative = quantize_onnx(Path(folder, "float32.onnx"), output)
+        else:
+            difference = export_onnx(model, output, **options)
     elif form == "torch":
         difference = export_torch(model, output, keep_kernel=arguments.keep_kernel, **checks)
     else:
@@ -360,6 +406,11 @@ def run_export(arguments: argparse.Namespace) -> int:
     print(f"Wrote {output}, {output.stat().st_size / 1e6:.1f} MB, in {time.perf_counter() - start:.0f} s.")
     if difference is None:
         print("Its outputs were not compared with the model's, for lack of ONNX Runtime: pip install onnxruntime")
+    elif relative is not None:
+        print(
+            f"In float32 its outputs differ from the model's by at most {difference:.1e}; int8 changes them by "
+            f"{100 * relative:.1f} % more, on random images."
+        )
     else:
         print(
             f"Its outputs differ from the model's by at most {difference:.1e} (tolerance {arguments.tolerance:.1e})."
@@ -486,7 +537,9 @@ examples:
   unept-hf export my-model my-model.onnx
   unept-hf export my-model my-model.pt2                    (torch.export)
   unept-hf export my-model my-model.pt2 --format aot       (compiled by AOTInductor)
-  unept-hf export my-model my-model-for-the-hub            (a folder with its code)""",
+  unept-hf export my-model my-model-int8.onnx --quantize int8
+  unept-hf export my-model my-model-for-the-hub            (a folder with its code)
+  unept-hf export my-model hf://owner/my-model --evaluation results.json --example_image photo.jpg""",
     "benchmark": """\
 examples:
   unept-hf benchmark my-model
@@ -548,7 +601,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     one = add("export", run_export, "model output", "a model for other programs", HubArguments)
     one.add_argument("model", help="Folder or Hub name of the model, or a preset for random weights.")
-    one.add_argument("output", help="File ending in .onnx or .pt2, or a folder for the Hub.")
+    one.add_argument("output", help="File ending in .onnx or .pt2, a folder for the Hub, or hf://owner/name on it.")
     one.add_argument("--format", choices=["onnx", "torch", "aot", "hub"], help="What to write, if not as OUTPUT says.")
     one.add_argument("--overwrite", action="store_true", help="Replace what is there.")
     one.add_argument("--size_divisor", type=positive, help="What sides are multiples of. The model's own by default.")
@@ -559,6 +612,12 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="For torch.export: keep our operator, which is faster and needs unept_hf where the file is loaded.",
     )
+    one.add_argument("--quantize", choices=["int8"], help="For ONNX: matrix products in int8, quantised at run time.")
+    one.add_argument("--license", default="apache-2.0", help="For the Hub: licence of the weights, in its spelling.")
+    one.add_argument("--evaluation", metavar="FILE", help="For the Hub: results.json of an evaluation, to be shown.")
+    one.add_argument("--training_options", metavar="FILE", help="For the Hub: YAML or JSON of options, to be shown.")
+    one.add_argument("--example_image", metavar="FILE", help="For the Hub: an image for the widget of the page.")
+    one.add_argument("--private", action="store_true", help="For hf://: make a new repository a private one.")
 
     one = add("benchmark", run_benchmark, "model", "latency and memory of a model on this machine", HubArguments)
     one.add_argument("model", help="Folder or Hub name of the model, or a preset for random weights.")

@@ -30,7 +30,7 @@ from transformers.utils import logging
 from .command_arguments import DataArguments, EvaluationArguments
 from .data.class_lists import ClassList
 from .data.label_maps import decode_example
-from .data.segmentation_datasets import load_segmentation_dataset
+from .data.segmentation_datasets import hold_out, load_segmentation_dataset
 from .inference import refine, segment_batch
 from .metrics import boundary_f_scores, confusion_matrix, trimap_confusion_matrices
 from .metrics.boundary_f1.boundary_f1 import scores_from_sums
@@ -204,6 +204,23 @@ def warn_of_other_names(model: nn.Module, class_list: ClassList) -> None:
             return
 
 
+def warn_of_missing_classes(results: dict, class_list: ClassList) -> None:
+    """Warns when metrics say nothing about some classes, or about all. Evaluations while training say so once."""
+    missing = [label for label, one in results["per_category"].items() if one["pixels"] == 0]
+    if len(missing) == len(class_list):
+        logger.warning_once(
+            f"The reference has no pixel of any class of class list '{class_list.name}': all are ignored, and no "
+            "metric means anything. Check the masks, and ignore_index and reduce_labels in the class list."
+        )
+    elif missing:
+        names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        logger.warning_once(
+            f"The reference has no pixel of {len(missing)} of {len(class_list)} classes of class list "
+            f"'{class_list.name}' ({names}). The mean IoU counts them as 0 where they are predicted, and leaves them "
+            "out otherwise: evaluate on more images, or on the class list of the data."
+        )
+
+
 def evaluate_model(
     model: nn.Module,
     processor,
@@ -361,6 +378,8 @@ def evaluate_model(
     num_images = int(totals[variants[0]].images[0])
     if num_images == 0:
         raise ValueError("There are no images to evaluate on: the data set is empty.")
+    if is_main:
+        warn_of_missing_classes(results[variants[0]], class_list)
     metrics = results.pop(variants[0])
     metrics.update(results)
     metrics.update(num_images=num_images, seconds=seconds, images_per_second=num_images / seconds)
@@ -507,10 +526,12 @@ def evaluate_and_report(
         ValueError: as [`evaluate_model`] and `load_segmentation_dataset`.
     """
     data_options = dict(vars(data_arguments))
-    max_images = data_options.pop("max_images")
+    max_images, eval_fraction, seed = (data_options.pop(name) for name in ("max_images", "eval_fraction", "seed"))
     # One process prepares the cache, the others read it.
     with accelerator.main_process_first() if accelerator is not None else contextlib.nullcontext():
         dataset, class_list = load_segmentation_dataset(**data_options)
+        if eval_fraction:
+            _, dataset = hold_out(dataset, eval_fraction, seed)
 
     options = dict(vars(evaluation_arguments))
     output_dir = options.pop("output_dir")

@@ -2,10 +2,15 @@
 """Writing a model's folder as a whole or not at all."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def _prefix(directory: Path) -> str:
+    return f".{directory.name}."
 
 
 @contextmanager
@@ -43,7 +48,7 @@ def new_folder(directory: str | os.PathLike, overwrite: bool = False) -> Iterato
                 "delete all of it: name another folder."
             )
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as temporary:
+    with tempfile.TemporaryDirectory(prefix=_prefix(directory), dir=directory.parent) as temporary:
         written, replaced = Path(temporary, "written"), Path(temporary, "replaced")
         written.mkdir()
         yield written
@@ -57,4 +62,24 @@ def new_folder(directory: str | os.PathLike, overwrite: bool = False) -> Iterato
             raise
 
 
-__all__ = ["new_folder"]
+def remove_leftovers(directory: str | os.PathLike) -> None:
+    """
+    Removes what processes that were killed in [`new_folder`] left beside `directory`. Where one was killed between its
+    two last steps, so that `directory` is not there, the folder that it had written becomes `directory`.
+
+    No other process may be writing `directory`.
+    """
+    directory = Path(directory).resolve()
+    siblings = list(directory.parent.iterdir()) if directory.parent.is_dir() else []
+    for leftover in siblings:
+        if not leftover.name.startswith(_prefix(directory)) or not leftover.is_dir():
+            continue
+        written, replaced = leftover / "written", leftover / "replaced"
+        if not set(leftover.iterdir()) <= {written, replaced}:
+            continue
+        if replaced.exists() and not directory.exists():
+            (written if written.exists() else replaced).rename(directory)
+        shutil.rmtree(leftover)
+
+
+__all__ = ["new_folder", "remove_leftovers"]

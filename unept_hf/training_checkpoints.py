@@ -96,7 +96,11 @@ def read_checkpoint(checkpoint: str | os.PathLike) -> dict[str, Any]:
     checkpoint = Path(checkpoint)
     file = checkpoint / CHECKPOINT_FILE
     if not file.is_file():
-        raise FileNotFoundError(f"{checkpoint} is not a checkpoint of this trainer: it has no {CHECKPOINT_FILE}.")
+        others = [path.name for path in list_checkpoints(checkpoint.parent) if (path / CHECKPOINT_FILE).is_file()]
+        remedy = f"Resume from {others[-1]} beside it" if others else "Name a folder checkpoint-<step> that it wrote"
+        raise FileNotFoundError(
+            f"{checkpoint} is not a checkpoint of this trainer: it has no {CHECKPOINT_FILE}. {remedy}."
+        )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         files = content.pop("files")

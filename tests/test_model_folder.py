@@ -1,0 +1,69 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""What is left of a model's folder when the process is killed, and that it is found again."""
+
+import os
+
+import pytest
+
+from unept_hf.model_folder import new_folder, remove_leftovers
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing is put right, as when the process is killed."""
+
+
+def write(directory, content):
+    with new_folder(directory, overwrite=True) as folder:
+        (folder / "config.json").write_text(content)
+
+
+def write_and_be_killed(directory, content, at_rename, monkeypatch):
+    """At one of the renames, or with 0 while the files are written."""
+    renames = []
+
+    def rename(source, target):
+        renames.append(target)
+        if len(renames) == at_rename:
+            raise Killed
+        os.rename(source, target)
+
+    with monkeypatch.context() as context:
+        context.setattr("pathlib.Path.rename", rename)
+        # The temporary folder is not removed either.
+        context.setattr("tempfile.TemporaryDirectory.__exit__", lambda *args: None)
+        context.setattr("tempfile.TemporaryDirectory._cleanup", lambda *args, **kwargs: None)
+        with pytest.raises(Killed), new_folder(directory, overwrite=True) as folder:
+            (folder / "config.json").write_text(content)
+            if at_rename == 0:
+                raise Killed
+
+
+@pytest.mark.parametrize(("at_rename", "left"), [(0, "old"), (1, "old"), (2, "new")])
+def test_killed(tmp_path, monkeypatch, at_rename, left):
+    directory = tmp_path / "best_model"
+    write(directory, "old")
+    write_and_be_killed(directory, "new", at_rename, monkeypatch)
+    assert len(list(tmp_path.glob(".best_model.*"))) == 1
+    assert directory.exists() == (at_rename < 2)
+    remove_leftovers(directory)
+    assert [path.name for path in tmp_path.iterdir()] == ["best_model"]
+    assert (directory / "config.json").read_text() == left
+    write(directory, "newer")
+    assert (directory / "config.json").read_text() == "newer"
+
+
+def test_killed_before_there_was_one(tmp_path, monkeypatch):
+    write_and_be_killed(tmp_path / "model", "half", 0, monkeypatch)
+    remove_leftovers(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_else_is_removed(tmp_path):
+    for name in ("model", ".modelling", ".model.mine", ".best_model.x/written", ".model"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / ".model.mine" / "notes.txt").touch()
+    (tmp_path / ".model.txt").touch()
+    before = sorted(tmp_path.rglob("*"))
+    remove_leftovers(tmp_path / "model")
+    assert sorted(tmp_path.rglob("*")) == before
+    remove_leftovers(tmp_path / "missing" / "model")
