@@ -3,16 +3,21 @@
 
 import importlib.util
 import json
+import re
+import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import unept_hf.export
-from unept_hf import UneptForSemanticSegmentation, UneptModel
-from unept_hf.export import export_aot_inductor, export_onnx, export_torch, largest_difference
+from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor, UneptModel
+from unept_hf.cli import main
+from unept_hf.export import export_aot_inductor, export_onnx, export_torch, largest_difference, quantize_onnx
+from unept_hf.hub import export
 
 
 # Runs where unept_hf and transformers can not be imported.
@@ -29,7 +34,7 @@ save_file({name: tensor.contiguous() for name, tensor in outputs.items()}, sys.a
 
 def make_model(**fields):
     torch.manual_seed(0)
-    options = {"num_labels": 5, "encoder_layers": 1, "decoder_layers": 1, "num_feature_levels": 1, **fields}
+    options = {"num_labels": 5, "encoder_layers": 1, "decoder_layers": 1, "num_feature_levels": 2, **fields}
     model = UneptForSemanticSegmentation.from_preset("unept-tiny", **options)
     with torch.no_grad():
         # New weights look at fixed points with equal weights; these do not.
@@ -54,24 +59,84 @@ def outputs_of(model, pixel_values):
     return {name: outputs[name] for name in ("logits", "boundary_logits", "direction_logits")}
 
 
-def test_onnx_in_onnx_runtime(model, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
+@pytest.fixture(scope="module")
+def onnx_file(model, tmp_path_factory):
+    pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
     pytest.importorskip("onnxscript", reason="needs the extra 'export'")
     model.train()
-    path = tmp_path / "new" / "model.onnx"
+    path = tmp_path_factory.mktemp("onnx") / "new" / "model.onnx"
     assert export_onnx(model, path, metadata={"image_mean": [0.5, 0.5, 0.5]}) < 1e-3
     assert model.training and model.model.encoder_layers[0].training
     model.eval()
+    return path
+
+
+def compare_in_onnx_runtime(path, model, close):
+    """Calls `close(got, expected)` for the outputs of images of several sizes, and returns the file's metadata."""
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for shape in ((1, 3, 16, 200), (4, 3, 88, 56)):
         pixel_values = images(*shape)
         expected = outputs_of(model, pixel_values)
         got = session.run(list(expected), {"pixel_values": pixel_values.numpy()})
         for one, tensor in zip(got, expected.values()):
-            torch.testing.assert_close(torch.from_numpy(one), tensor, atol=1e-3, rtol=0)
-    metadata = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
+            close(torch.from_numpy(one), tensor)
+    return session.get_modelmeta().custom_metadata_map
+
+
+def test_onnx_in_onnx_runtime(onnx_file, model):
+    metadata = compare_in_onnx_runtime(onnx_file, model, partial(torch.testing.assert_close, atol=1e-3, rtol=0))
+    metadata = {name: json.loads(text) for name, text in metadata.items()}
     assert metadata["id2label"] == {str(index): name for index, name in model.config.id2label.items()}
     assert metadata["size_divisor"] == 8 and metadata["image_mean"] == [0.5, 0.5, 0.5]
+
+
+def test_int8(onnx_file, model, tmp_path):
+    import onnx
+
+    path = tmp_path / "new" / "int8.onnx"
+    assert 1e-4 < quantize_onnx(onnx_file, path) < 0.1
+
+    # Every product with a weight is an integer one, and nothing else is.
+    kinds = [node.op_type for node in onnx.load(path).graph.node]
+    weights = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    assert kinds.count("MatMulInteger") == len(weights) > 5 and "ConvInteger" not in kinds
+    assert path.stat().st_size < onnx_file.stat().st_size - 2 * sum(weight.numel() for weight in weights)
+
+    def close(got, expected):
+        assert 0 < (got - expected).norm() < 0.1 * expected.norm()
+
+    metadata = compare_in_onnx_runtime(path, model, close)
+    assert json.loads(metadata["image_mean"]) == [0.5, 0.5, 0.5] and "id2label" in metadata
+
+    before, there = path.read_bytes(), sorted(path.parent.iterdir())
+    with pytest.raises(RuntimeError, match=r"int8 differ from those in float32 by 0\.0.* tolerance of 0\.00"):
+        quantize_onnx(onnx_file, path, tolerance=1e-4)
+    assert path.read_bytes() == before and sorted(path.parent.iterdir()) == there
+    with pytest.raises(ValueError, match=r"end in \.onnx"):
+        quantize_onnx(onnx_file, tmp_path / "int8")
+    other = onnx.load(onnx_file)
+    del other.metadata_props[:]
+    onnx.save(other, tmp_path / "other.onnx")
+    with pytest.raises(ValueError, match=r"other\.onnx has no size_divisor"):
+        quantize_onnx(tmp_path / "other.onnx", path)
+
+
+def test_int8_command(onnx_file, model, tmp_path, monkeypatch, capsys):
+    export(model, UneptImageProcessor(size_divisor=8), tmp_path / "model")
+
+    def export_once(model, path, **options):
+        shutil.copyfile(onnx_file, path)
+        return 2e-6
+
+    monkeypatch.setattr(unept_hf.export, "export_onnx", export_once)
+    file = tmp_path / "int8.onnx"
+    assert main(["export", str(tmp_path / "model"), str(file), "--quantize", "int8", "--device", "cpu"]) == 0
+    assert re.search(r"at most 2\.0e-06; int8 changes them by [0-9]\.[0-9] % more", capsys.readouterr().out)
+    assert file.stat().st_size < onnx_file.stat().st_size
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / "a.pt2"), "--quantize", "int8"]) == 1
+    assert "--quantize is for ONNX alone" in capsys.readouterr().err
 
 
 def test_torch_export_without_this_package(model, tmp_path, monkeypatch):
@@ -134,19 +199,19 @@ def test_differences_are_found(model):
         largest_difference(model, short, 8)
 
 
-@pytest.mark.parametrize(("export", "suffix"), [(export_onnx, ".onnx"), (export_torch, ".pt2")])
-def test_bad_input(model, tmp_path, export, suffix):
-    if export is export_onnx:
+@pytest.mark.parametrize(("function", "suffix"), [(export_onnx, ".onnx"), (export_torch, ".pt2")])
+def test_bad_input(model, tmp_path, function, suffix):
+    if function is export_onnx:
         pytest.importorskip("onnxscript", reason="needs the extra 'export'")
         with pytest.raises(ValueError, match="float32, but the model is in"):
-            export(make_model().to(torch.bfloat16), tmp_path / "model.onnx")
+            function(make_model().to(torch.bfloat16), tmp_path / "model.onnx")
     with pytest.raises(TypeError, match="UneptModel"):
-        export(UneptModel(model.config), tmp_path / f"model{suffix}")
+        function(UneptModel(model.config), tmp_path / f"model{suffix}")
     with pytest.raises(ValueError, match=rf"end in \{suffix}.*model\.zip"):
-        export(model, tmp_path / "model.zip")
+        function(model, tmp_path / "model.zip")
     (tmp_path / f"folder{suffix}").mkdir()
     with pytest.raises(FileExistsError, match="is a folder"):
-        export(model, tmp_path / f"folder{suffix}")
+        function(model, tmp_path / f"folder{suffix}")
 
 
 def test_missing_packages(model, tmp_path, monkeypatch):

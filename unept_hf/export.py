@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +31,7 @@ from .modeling_unept import UneptForSemanticSegmentation
 OUTPUTS = ("logits", "boundary_logits", "direction_logits")
 LONGEST_SIDE = 8192  # in pixels
 LARGEST_BATCH = 64
+TRIED_GRIDS = ((9, 5), (8, 6), (4, 11))  # rows and columns of the images that exports are tried on, in strides
 
 
 class LogitsOnly(nn.Module):
@@ -85,7 +87,7 @@ def _written_whole(path: str | os.PathLike, suffix: str) -> Iterator[Path]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporters' remarks on their own workings."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in (None, "torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -112,7 +114,7 @@ def largest_difference(
     """
     largest = 0.0
     with evaluation_mode(model), attention_backend("torch"):
-        for batch, rows, columns in ((1, 9, 5), (2, 8, 6), (3, 4, 11)):
+        for batch, (rows, columns) in enumerate(TRIED_GRIDS, start=1):
             pixel_values = _example(model, batch, rows, columns, size_divisor)
             expected, got = LogitsOnly(model)(pixel_values), run(pixel_values)
             for name, tensor in expected.items():
@@ -140,8 +142,7 @@ def _check_packages(*names: str) -> None:
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"The export to ONNX needs {' and '.join(missing)}: pip install {' '.join(missing)}, or pip install "
-            '"unept-hf[export]".'
+            f'ONNX needs {" and ".join(missing)}: pip install {" ".join(missing)}, or pip install "unept-hf[export]".'
         )
 
 
@@ -209,6 +210,59 @@ def export_onnx(
             return {name: torch.from_numpy(output) for name, output in zip(names, outputs)}
 
         return _verify(model, run, divisor, tolerance, "ONNX Runtime's output")
+
+
+def quantize_onnx(path: str | os.PathLike, quantized_path: str | os.PathLike, *, tolerance: float = 0.25) -> float:
+    """
+    Writes a file of [`export_onnx`] again, with its matrix products in int8.
+
+    Weights are stored as int8 with a scale for each output channel, and activations are quantised as they come
+    (ONNX Runtime's dynamic quantisation), so no calibration images are needed. Convolutions stay in float32: ONNX
+    Runtime's int8 ones are slower on CPUs. `benchmarks/quantization.py` measures what it brings and costs.
+
+    Args:
+        path: the file to read.
+        quantized_path: the file to write, ending in `.onnx`. An earlier one is replaced.
+        tolerance: how far logits may differ, relative to those of `path`. More than a few percent means that a layer
+            does not bear it.
+
+    Returns:
+        The relative difference of the logits, ‖int8 − float32‖ / ‖float32‖, over images of random pixels.
+
+    Raises:
+        ValueError: for a file that [`export_onnx`] has not written, or a path that does not end in `.onnx`.
+        ImportError: when `onnx` or `onnxruntime` is missing.
+        RuntimeError: when the logits differ by more than the tolerance.
+    """
+    _check_packages("onnx", "onnxruntime")
+    import onnxruntime
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    reference = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    metadata = reference.get_modelmeta().custom_metadata_map
+    if "size_divisor" not in metadata:
+        raise ValueError(f"{path} has no size_divisor in its metadata: pass a file of unept_hf.export.export_onnx.")
+    divisor = json.loads(metadata["size_divisor"])
+    channels = reference.get_inputs()[0].shape[1]
+    with _written_whole(quantized_path, ".onnx") as file:
+        with _quiet():
+            quantize_dynamic(
+                path, file, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8
+            )
+        quantized = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        random, squares = np.random.default_rng(0), [0.0, 0.0]
+        for rows, columns in TRIED_GRIDS:
+            pixel_values = random.standard_normal((1, channels, rows * divisor, columns * divisor), np.float32)
+            expected, got = (one.run(["logits"], {"pixel_values": pixel_values})[0] for one in (reference, quantized))
+            squares[0] += float(np.square(got - expected, dtype=np.float64).sum())
+            squares[1] += float(np.square(expected, dtype=np.float64).sum())
+        relative = math.sqrt(squares[0] / squares[1])
+        if not relative <= tolerance:
+            raise RuntimeError(
+                f"The logits in int8 differ from those in float32 by {relative:.2f} of their size, more than the "
+                f"tolerance of {tolerance:.2f}, so the file was not kept."
+            )
+    return relative
 
 
 def _exported_program(model, size_divisor: int, keep_kernel: bool) -> torch.export.ExportedProgram:
@@ -310,4 +364,4 @@ def export_aot_inductor(
         return _verify(model, loaded, divisor, tolerance, "The compiled model's output")
 
 
-__all__ = ["export_aot_inductor", "export_onnx", "export_torch", "largest_difference"]
+__all__ = ["export_aot_inductor", "export_onnx", "export_torch", "largest_difference", "quantize_onnx"]

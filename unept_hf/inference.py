@@ -25,7 +25,7 @@ from transformers.image_utils import SizeDict
 from transformers.modeling_outputs import ModelOutput
 
 from .boundary import DIRECTIONS, follow_direction
-from .image_processing_pil_unept import image_to_tensor, resized_size
+from .image_processing_pil_unept import image_to_tensor, open_image, resized_size
 from .post_processing_unept import output_field
 
 
@@ -424,7 +424,7 @@ def refine(
 def read_image(processor, image) -> Tensor:
     """Pixels `(channels, height, width)`, uint8 or float32, of an image, an array, a tensor, a path or an address."""
     if isinstance(image, (str, os.PathLike)):
-        image = processor.fetch_images(os.fspath(image))
+        image = open_image(image)
     do_convert_rgb = getattr(processor, "do_convert_rgb", None)
     return image_to_tensor(image, True if do_convert_rgb is None else do_convert_rgb)
 
@@ -661,6 +661,7 @@ def segment(
 
     Raises:
         TypeError: for inputs that are not images.
+        OSError: for files that are missing or damaged.
         ValueError: for images and arguments that can not be used, and for models without logits, or without boundary
             heads where these are needed. The message says what to do.
     """
