@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from results_file import RESULTS, cpu_device, today, versions, write_results
 from separate_runs import read_result, run_all, write_result
-from synthetic_training import CLASSES, HELD_OUT, best_classes, draw_scenes, measure, peak_memory, train
+from synthetic_training import CLASSES, best_classes, draw_scenes, measure, peak_memory, train
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import HfArgumentParser, set_seed
@@ -157,8 +157,7 @@ class Arguments:
 def run(row: str, seed: int, arguments: Arguments) -> None:
     """Trains and measures one model, and writes the run file."""
     torch.set_num_threads(1)
-    scenes = draw_scenes(0, arguments.train_scenes, arguments.size)
-    held_out = draw_scenes(HELD_OUT, arguments.eval_scenes, arguments.size)
+    scenes, held_out = draw_scenes(arguments.runs, arguments.train_scenes, arguments.eval_scenes, arguments.size)
     set_seed(seed)
     model = make_model(row, arguments.size)
     before = peak_memory()
@@ -199,6 +198,7 @@ def main() -> None:
 
     budget = arguments.budget()
     options = [f"--{name}={value}" for name, value in budget.items()]
+    draw_scenes(arguments.runs, arguments.train_scenes, arguments.eval_scenes, arguments.size)
     commands = {
         f"{row} {seed}": ["--worker=True", "--rows", row, "--seeds", str(seed), f"--runs={arguments.runs}", *options]
         for seed in arguments.seeds

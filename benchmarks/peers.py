@@ -2,9 +2,10 @@
 """
 UN-EPT beside the segmentation models of transformers that people would pick instead.
 
-Latency: models of the size that is published, with random weights and 150 classes, for one image on the CPU; time of a
-forward and of a training step, and the memory that each adds. Training: small models of about equal size, from scratch
-on the synthetic scenes, with the same budget; of several learning rates, the best counts, for each model alike.
+Latency: models of the size that is published, with random weights and 150 classes, on the CPU: time of a forward, in
+float32 and in bfloat16, and of a training step, and the memory that they add. Training: small models of about equal
+size, from scratch on the synthetic scenes, with the same budget; of several learning rates, the best counts, for each
+model alike.
 
 Every model runs in a process of its own, the latencies one after the other. Finished runs are kept in --runs.
 
@@ -22,7 +23,7 @@ import torch
 from ablations import make_model as make_small_unept
 from results_file import RESULTS, cpu_device, today, versions, write_results
 from separate_runs import read_result, run_all, write_result
-from synthetic_training import CLASSES, HELD_OUT, best_classes, draw_scenes, measure, peak_memory, train
+from synthetic_training import CLASSES, best_classes, draw_scenes, measure, peak_memory, train
 from torch import Tensor, nn
 from transformers import (
     DPTConfig,
@@ -158,6 +159,9 @@ SMALL = {
         )
     ),
 }
+# Seconds for the calls of one kind; there are at least two, the first of which warms up.
+LONG = 20.0
+KINDS = ("forward", "bfloat16", "training step")
 LEARNING_RATES = (3e-3, 1e-3, 3e-4)
 
 
@@ -190,7 +194,7 @@ class Arguments:
         default_factory=lambda: ["480x480", "1024x2048"], metadata={"help": "latency: heights and widths."}
     )
     repeats: int = field(default=3, metadata={"help": "latency: the fastest of so many."})
-    memory_limit: float = field(default=16, metadata={"help": "latency: gigabytes that a model may take."})
+    memory_limit: float = field(default=16, metadata={"help": "latency: GiB that a model may take."})
     steps: int = field(default=300, metadata={"help": "training: steps."})
     batch_size: int = field(default=8, metadata={"help": "training: scenes in a step."})
     train_scenes: int = field(default=1000, metadata={"help": "training: scenes to train on."})
@@ -218,26 +222,34 @@ def measure_latency(name: str, height: int, width: int, arguments: Arguments) ->
     try:
         model = PUBLISHED[name](height if height == width else (height, width), num_labels=150)
     except TypeError:  # EoMT's image_size is one number.
-        return dict.fromkeys(("forward error", "training step error"), "it only takes square images")
-    images = torch.randn(1, 3, height, width)
-    labels = torch.randint(0, 150, (1, height // 32, width // 32))
+        return {"forward error": "it only takes square images"}
+    images = torch.randn(2, 3, height, width)
+    labels = torch.randint(0, 150, (2, height // 32, width // 32))
     labels = labels.repeat_interleave(32, 1).repeat_interleave(32, 2)
     results = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
 
     @torch.inference_mode()
     def forward():
-        model(pixel_values=images)
+        model(pixel_values=images[:1])
+
+    @torch.inference_mode()
+    def bfloat16():
+        with torch.autocast("cpu", torch.bfloat16):
+            model(pixel_values=images[:1])
 
     def training_step():
         loss_of(model, images, labels).backward()
         model.zero_grad()
 
-    for kind, function in (("forward", forward), ("training step", training_step)):
-        model.train(kind != "forward")
+    for kind, function in zip(KINDS, (forward, bfloat16, training_step)):
+        model.train(kind == "training step")
+        # The layout that suits it best on CPUs.
+        layout = torch.channels_last if kind == "bfloat16" else torch.contiguous_format
+        model, images = model.to(memory_format=layout), images.to(memory_format=layout)
         before = peak_memory()
+        seconds = []
         try:
-            seconds = []
-            for _ in range(arguments.repeats + 1):
+            while len(seconds) < 2 or (len(seconds) <= arguments.repeats and sum(seconds) < LONG):
                 start = time.perf_counter()
                 function()
                 seconds.append(time.perf_counter() - start)
@@ -252,8 +264,7 @@ def measure_latency(name: str, height: int, width: int, arguments: Arguments) ->
 def measure_training(name: str, learning_rate: float, arguments: Arguments) -> dict:
     """Metrics of one small model after its training."""
     torch.set_num_threads(1)
-    scenes = draw_scenes(0, arguments.train_scenes, arguments.size)
-    held_out = draw_scenes(HELD_OUT, arguments.eval_scenes, arguments.size)
+    scenes, held_out = draw_scenes(arguments.runs, arguments.train_scenes, arguments.eval_scenes, arguments.size)
     set_seed(arguments.seed)
     model = SMALL[name](arguments.size, num_labels=len(CLASSES))
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -271,25 +282,31 @@ def run(name: str, arguments: Arguments) -> None:
     write_result(arguments.runs, name, arguments.settings(), results)
 
 
-def latency_tables(results: dict[str, dict | None], models: list[str], sizes: list[str]) -> list[str]:
+def latency_tables(
+    results: dict[str, dict | None], models: list[str], sizes: list[str], memory_limit: float
+) -> list[str]:
     lines = []
     for size in sizes:
         lines += [
             "",
             f"## {size}",
             "",
-            "| model | parameters, M | forward, s | memory, GB | training step, s | memory, GB |",
-            "| --- | ---: | ---: | ---: | ---: | ---: |",
+            "| model | parameters, M | forward, s | memory, GiB | in bfloat16, s | training step, s | memory, GiB |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         ]
         remarks = []
         for model in models:
             found = results[f"{model} {size}"] or {"forward error": "the run did not finish"}
             cells = [f"{found['parameters'] / 1e6:.1f}" if "parameters" in found else "-"]
-            for kind in ("forward", "training step"):
-                done = kind in found
-                cells += [f"{found[kind]:.2f}", f"{found[f'{kind} memory'] / 2**30:.2f}"] if done else ["-", "-"]
-                if f"{kind} error" in found:
-                    remarks.append(f"{model}, {kind}: {found[f'{kind} error']}.")
+            for kind in KINDS:
+                error = found.get(f"{kind} error")
+                is_too_large = error is not None and "allocate memory" in error
+                cells.append(f"{found[kind]:.2f}" if kind in found else "-")
+                if kind != "bfloat16":  # its memory lies within what float32 took before
+                    memory = f"> {memory_limit:g}" if is_too_large else "-"
+                    cells.append(f"{found[f'{kind} memory'] / 2**30:.2f}" if kind in found else memory)
+                if error is not None and not is_too_large and remarks[-1:] != [f"{model}: {error}."]:
+                    remarks.append(f"{model}: {error}.")
             lines.append(f"| {model} | " + " | ".join(cells) + " |")
         lines += ["", *remarks] if remarks else []
     return lines
@@ -326,6 +343,8 @@ def main() -> None:
     names = [f"{model} {variant}" for model in models for variant in variants]
     settings = arguments.settings()
     options = [f"--{name}={value}" for name, value in settings.items()]
+    if arguments.part == "training":
+        draw_scenes(arguments.runs, arguments.train_scenes, arguments.eval_scenes, arguments.size)
     commands = {
         name: [f"--part={arguments.part}", f"--worker={name}", f"--runs={arguments.runs}", *options]
         for name in names
@@ -339,9 +358,11 @@ def main() -> None:
     facts = {"device": cpu_device(), "threads": threads, **versions("torch", "transformers", "timm"), "date": today()}
     if arguments.part == "latency":
         lines = [
-            "Float32, random weights, one image. The fastest of the repeats; memory is what it adds to the process at "
-            f"its peak, of at most {arguments.memory_limit:g} GB for the process.",
-            *latency_tables(results, models, arguments.sizes),
+            "Random weights. Forward: of one image in float32, and with autocast to bfloat16 and channels_last. "
+            "Training step: forward and backward of two images in float32. The fastest of the repeats, of which there "
+            f"are fewer when they take more than {LONG:g} seconds; memory is what a step adds to the process at its "
+            f"peak, of at most {arguments.memory_limit:g} GiB for the process.",
+            *latency_tables(results, models, arguments.sizes, arguments.memory_limit),
         ]
     else:
         lines = [

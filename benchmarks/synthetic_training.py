@@ -4,9 +4,11 @@
 import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import trange
@@ -21,14 +23,30 @@ MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.
 HELD_OUT = 2**31  # where the validation scenes begin
 
 
-def draw_scenes(first: int, count: int, size: int) -> tuple[Tensor, Tensor]:
-    """Images `(count, 3, size, size)` and label maps `(count, size, size)`, uint8."""
-    images, labels = [], []
-    for index in trange(first, first + count, desc="Drawing scenes", mininterval=5):
-        image, label = synthetic_scene(index, size=(size, size))
-        images.append(torch.from_numpy(np.array(image)).permute(2, 0, 1))
-        labels.append(torch.from_numpy(np.array(label)))
-    return torch.stack(images), torch.stack(labels)
+def draw_scenes(folder: Path, train_scenes: int, eval_scenes: int, size: int) -> tuple[tuple[Tensor, Tensor], ...]:
+    """
+    Scenes to train on and held-out ones: images `(count, 3, size, size)` and label maps `(count, size, size)`, uint8.
+
+    They are drawn once, and kept in the folder: by the process that starts the runs, so that the memory of the runs
+    does not count the drawing.
+    """
+    return _draw(folder, 0, train_scenes, size), _draw(folder, HELD_OUT, eval_scenes, size)
+
+
+def _draw(folder: Path, first: int, count: int, size: int) -> tuple[Tensor, Tensor]:
+    file = folder / f"scenes_{first}_{count}_{size}.safetensors"
+    if not file.exists():
+        images, labels = [], []
+        for index in trange(first, first + count, desc="Drawing scenes", mininterval=5):
+            image, label = synthetic_scene(index, size=(size, size))
+            images.append(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+            labels.append(torch.from_numpy(np.array(label)))
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        save_file({"images": torch.stack(images), "labels": torch.stack(labels)}, partial)
+        partial.replace(file)
+    scenes = load_file(file)
+    return scenes["images"], scenes["labels"]
 
 
 def normalized(images: Tensor) -> Tensor:
