@@ -13,7 +13,7 @@ docs/evaluation.md has the protocol of the paper.
 import sys
 
 from accelerate import Accelerator
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
+from transformers import HfArgumentParser
 
 import unept_hf  # noqa: F401  (registers UN-EPT with the Auto classes)
 from unept_hf.command_arguments import (
@@ -24,6 +24,7 @@ from unept_hf.command_arguments import (
     words_of_options,
 )
 from unept_hf.evaluation import evaluate_and_report
+from unept_hf.model_folder import load_whole
 
 
 def main(args: list[str] | None = None) -> dict:
@@ -37,10 +38,14 @@ def main(args: list[str] | None = None) -> dict:
     accelerator = Accelerator()
     name = model_arguments.model_name_or_path
     hub = {option: getattr(model_arguments, option) for option in ("revision", "token", "trust_remote_code")}
-    processor = AutoImageProcessor.from_pretrained(name, **hub)
-    model = AutoModelForSemanticSegmentation.from_pretrained(name, **hub).to(accelerator.device)
+    model, processor = load_whole(name, **hub)
     results = evaluate_and_report(
-        model, processor, data_arguments, evaluation_arguments, model_name=name, accelerator=accelerator
+        model.to(accelerator.device),
+        processor,
+        data_arguments,
+        evaluation_arguments,
+        model_name=name,
+        accelerator=accelerator,
     )
     accelerator.end_training()
     return results

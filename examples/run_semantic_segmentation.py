@@ -13,6 +13,7 @@ docs/training.md explains them.
 import json
 import logging
 import math
+import multiprocessing.util
 import shutil
 import signal
 import sys
@@ -501,9 +502,18 @@ class Interruption:
 
 
 def ignore_signals(worker_id: int) -> None:
-    """Keeps a data loader worker alive for the step that is being finished. It ends with its process."""
+    """Keeps a data loader worker alive for the step that is being finished. [`end_workers`] ends it."""
     for number in Interruption.signals:
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_workers() -> None:
+    """Kills data loader workers that an error has left. Python would send a signal that they ignore, and wait."""
+    workers = multiprocessing.active_children()
+    if workers and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise an error for each
+    for worker in workers:
+        worker.kill()
 
 
 class TrainingLog:
@@ -695,6 +705,8 @@ class SegmentationTrainer:
         """The checkpoint to resume from, the same in every process; `None` to start anew."""
         found: list[Path | None] = [None]
         if self.accelerator.is_main_process:
+            if self.output_dir.is_file():
+                raise NotADirectoryError(f"output_dir {self.output_dir} is a file: name a folder.")
             self.output_dir.mkdir(parents=True, exist_ok=True)
             for name in ("model", "best_model"):
                 remove_leftovers(self.output_dir / name)
@@ -1122,6 +1134,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     if arguments[-1].disable_tqdm:
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
+    multiprocessing.util.Finalize(None, end_workers, exitpriority=0)  # before Python waits for them
     trainer = SegmentationTrainer(*arguments)
     if trainer.train():
         trainer.finish()

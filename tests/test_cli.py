@@ -3,6 +3,7 @@
 
 import configparser
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path, PurePath
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from spread_models import synthetic_scenes_model
 
 import unept_hf.export
@@ -159,6 +161,27 @@ def places(*names, output_dir="out"):
     return {Path(name).as_posix(): place.as_posix() for name, place in images}
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_linked_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos/deep/a.png", "elsewhere/b.png"):
+        Path(name).parent.mkdir(parents=True)
+        Path(name).touch()
+    Path("photos/link").symlink_to("../elsewhere")
+    Path("photos/deep/round").symlink_to("..")
+    Path("only").mkdir()
+    Path("only/link").symlink_to("../elsewhere")
+    assert places("photos") == {"photos/deep/a.png": "deep/a", "photos/link/b.png": "link/b"}
+    assert places("only") == {"only/link/b.png": "link/b"}
+
+
+def test_long_names(folder, photos):
+    name = "x" * 246 + ".png"  # with which no file system takes more
+    Path("photos/a.png").rename(name)
+    assert main(["segment", folder, name, "--save", "label_maps"]) == 0
+    assert written() == [f"label_maps/{name}"]
+
+
 def test_names_of_results(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("one/x.png", "two/x.png", "two/x.JPG", "two/x.PNG.png", "two/deep/.y.tif", "two/notes.txt", "X.png"):
@@ -237,6 +260,42 @@ def test_wrong_usage(arguments, capsys):
     assert "usage: unept-hf" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--batch_size", "-1"], "batch_size has to be a whole number from 1, got -1"),
+        (["--mode", "slide", "--stride", "900"], "stride (900, 900) leaves gaps"),
+        (["--mode", "slide", "--crop_size", "101", "--stride", "8"], "crop_size (101, 101) has to be made of"),
+        (["--boundary_threshold", "7"], "boundary_threshold is a probability"),
+        (["--opacity", "5"], "opacity has to lie within 0 and 1, got 5.0"),
+        (["--picture_size", "-3"], "picture_size has to be at least 1 pixel, got -3"),
+    ],
+)
+def test_wrong_options_come_before_the_images(folder, photos, capsys, options, message):
+    with pytest.raises(SystemExit) as exit:
+        main(["segment", folder, "photos", *options])
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"unept-hf segment: {message}") and error.count("\n") == 1
+    assert not Path("segmented").exists()
+
+
+def test_a_folder_that_can_not_be_written(folder, photos, capsys):
+    Path("file").touch()
+    assert main(["segment", folder, "photos", "--output_dir", "file"]) == 1
+    assert capsys.readouterr().err == "unept-hf segment: file is a file: name a folder.\n"
+
+
+def test_weights_that_are_missing(folder, photos, capsys):
+    shutil.copytree(folder, "model")
+    weights = load_file("model/model.safetensors")
+    save_file({name: weights[name] for name in weights if "classifier" not in name}, "model/model.safetensors")
+    for command in (["segment", "model", "photos"], ["export", "model", "for-the-hub"]):
+        assert main(command) == 1
+        assert "classifier.bias is missing, classifier.weight is missing. Copy" in capsys.readouterr().err
+    assert not Path("segmented").exists() and not Path("for-the-hub").exists()
+
+
 @pytest.mark.parametrize("command", ["segment", "evaluate", "export", "benchmark", "env"])
 def test_help_has_examples_that_parse(command, capsys):
     with pytest.raises(SystemExit) as exit:
@@ -283,7 +342,9 @@ def test_evaluate(model, processor, folder, tmp_path, monkeypatch, capsys):
     assert shares[0]["num_images"] == shares[1]["num_images"] == 1
     pixels = [[one["pixels"] for one in share["per_category"].values()] for share in shares]
     assert sum(pixels[0]) == sum(pixels[1]) == 64**2 and pixels[0] != pixels[1]
-    assert main(["evaluate", *typed, "--eval_fraction", "2"]) == 1
+    with pytest.raises(SystemExit) as exit:
+        main(["evaluate", *typed, "--eval_fraction", "2"])
+    assert exit.value.code == 2
     assert "eval_fraction has to lie in [0, 1), got 2.0" in capsys.readouterr().err
 
 

@@ -37,6 +37,7 @@ VIEWS = {"scales": (0.5, 1.0, 1.3), "flip": True}
 @pytest.fixture(scope="module")
 def model():
     config = UneptConfig.from_preset("unept-tiny", encoder_layers=1, decoder_layers=1, num_labels=LABELS)
+    torch.manual_seed(0)
     return spread(UneptForSemanticSegmentation(config))
 
 
@@ -292,7 +293,24 @@ class TestInputs:
             address = f"http://127.0.0.1:{server.server_port}/image.png"
             for given in (array, torch.from_numpy(array).permute(2, 0, 1), tmp_path / "image.png", address):
                 assert torch.equal(segment(model, processor, given).label_map, expected)
+            image.save(tmp_path / "zwölf Bäume.png")
+            spaced = address.replace("image.png", "zwölf Bäume.png?size=1")
+            assert torch.equal(segment(model, processor, spaced).label_map, expected)
+            with pytest.raises(OSError, match=r"none\.png can not be fetched: the server answers 404 File not found"):
+                segment(model, processor, address.replace("image", "none"))
             server.shutdown()
+        with pytest.raises(OSError, match=r"image\.png can not be fetched \(URLError: .*refused"):
+            segment(model, processor, address)
+
+    def test_floating_point(self, model, processor):
+        array = np.array(scene(60, 90)).astype(np.float32)
+        expected = segment(model, processor, array).label_map
+        unscaled = UneptImageProcessor(size=processor.size, do_rescale=False)
+        assert torch.equal(segment(model, unscaled, array / 255).label_map, expected)
+        assert segment(model, processor, np.zeros((60, 90))).label_map.shape == (60, 90)
+        for wrong, limits in ((array / 255, r"\[0, 0\.9"), (array * 3, r"\[0, 7"), (array - 128, r"\[-128, 1")):
+            with pytest.raises(ValueError, match=rf"numbers in {limits}.* rescales those of \[0, 255\]: scale them"):
+                segment(model, processor, wrong)
 
     def test_16_bit_windows_are_scaled_like_the_image(self, model, processor):
         # Only one corner is bright enough to tell that there are 16 bits.
@@ -399,13 +417,22 @@ def test_progress_bar(model, processor, capfd):
     [
         ({"mode": "tile"}, "'whole' or 'slide', got 'tile'"),
         ({"mode": "slide", "crop_size": 32, "stride": 64}, "stride .* leaves gaps"),
+        ({"mode": "slide", "crop_size": 36, "stride": 16}, r"crop_size \(36, 36\) has to be made of multiples of 8"),
         ({"crop_size": 0}, "crop_size has to be"),
+        ({"crop_size": 128.0}, "crop_size has to be"),
+        ({"stride": True}, "stride has to be"),
         ({"stride": (16, 2.5)}, "stride has to be"),
         ({"scales": ()}, "scales has to hold"),
         ({"scales": (1.0, -1)}, "scales has to hold"),
+        ({"scales": "large"}, "scales has to hold"),
         ({"flip": "diagonal"}, "flip has to be"),
+        ({"flip": 1}, "flip has to be"),
         ({"batch_size": 0}, "batch_size has to be"),
-        ({"refine_boundaries": True, "boundary_steps": 0}, "boundary_steps has to be"),
+        ({"boundary_steps": 0}, "boundary_steps has to be"),
+        ({"boundary_steps": 1.5}, "boundary_steps has to be"),
+        ({"boundary_threshold": 7}, "boundary_threshold is a probability, from 0 to 1, got 7"),
+        ({"boundary_threshold": float("nan")}, "boundary_threshold is a probability"),
+        ({"autocast": torch.int8}, "autocast has to be"),
         ({"autocast": "float12"}, "autocast has to be"),
         ({"target_size": (10, 0)}, "target_size has to be"),
     ],

@@ -1,11 +1,18 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""What is left of a model's folder when the process is killed, and that it is found again."""
+"""
+What is left of a model's folder when the process is killed, and that it is found again; and that no half of a model is
+taken for a whole one.
+"""
 
 import os
+import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from unept_hf.model_folder import new_folder, remove_leftovers
+from unept_hf import SYNTHETIC_SCENES
+from unept_hf.model_folder import load_whole, new_folder, remove_leftovers
 
 
 class Killed(BaseException):
@@ -67,3 +74,23 @@ def test_nothing_else_is_removed(tmp_path):
     remove_leftovers(tmp_path / "model")
     assert sorted(tmp_path.rglob("*")) == before
     remove_leftovers(tmp_path / "missing" / "model")
+
+
+def test_load_whole(tmp_path):
+    model, processor = load_whole(SYNTHETIC_SCENES)
+    assert not model.training and processor.size_divisor == model.model.size_divisor
+    folder = tmp_path / "model"
+    shutil.copytree(SYNTHETIC_SCENES, folder)
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(OSError, match=r"The weights of .*model are damaged \(.*\): copy or download them again"):
+        load_whole(str(folder))
+    del weights["classifier.bias"]
+    weights["classifier.weight"] = torch.zeros(5, 96, 1, 1)
+    save_file(weights, file)
+    wanted = tuple(model.classifier.weight.shape)
+    with pytest.raises(ValueError) as error:
+        load_whole(str(folder))
+    assert "classifier.bias is missing, classifier.weight has shape (5, 96, 1, 1)" in str(error.value)
+    assert f"instead of {wanted}." in str(error.value)

@@ -262,11 +262,12 @@ def test_options_that_can_not_be(options, message, tmp_path):
         ({"dataset_name": "ade20k", "data_dir": "nowhere"}, "nowhere"),
         ({"resume_from_checkpoint": "nowhere"}, "nowhere is not a checkpoint.*none is in .* yet"),
         ({"dataset_name": "image_folders", "data_dir": "."}, "needs class_list"),
+        ({"output_dir": __file__}, "output_dir .* is a file: name a folder"),
     ],
 )
 def test_runs_that_can_not_start(options, message, tmp_path):
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        run(tmp_path, **options)
+    with pytest.raises((ValueError, OSError), match=message):
+        run(**{"output_dir": tmp_path, **options})
 
 
 def test_there_is_a_config_for_every_row_of_the_paper():
@@ -788,6 +789,20 @@ def test_image_folders_need_something_to_evaluate_on(tmp_path):
     assert "a held-out share" in card
     assert card == (tmp_path / "run" / "best_model" / "README.md").read_text() and "\n# run\n" in card
     assert str(tmp_path) not in card
+
+
+def test_a_bad_mask_ends_the_process(processes, tmp_path):
+    """Its data loader workers ignore signals, and Python waits for them."""
+    write_image_folders(tmp_path / "data")
+    for index in range(6):
+        save_image(np.full((64, 64), 40 + index, dtype=np.uint8), tmp_path / "data" / "masks" / f"{index}.png")
+        save_image(np.zeros((64, 64, 3), dtype=np.uint8), tmp_path / "data" / "images" / f"{index}.jpg")
+    options = {"dataset_name": "image_folders", "data_dir": tmp_path / "data", "evaluate": False}
+    class_list = tmp_path / "data" / "classes.json"
+    options = arguments(tmp_path / "run", **options, class_list=class_list, dataloader_num_workers=2)
+    process = processes(options)
+    process.join(60)
+    assert process.exitcode == 1
 
 
 def test_streaming(tmp_path):

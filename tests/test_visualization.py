@@ -168,9 +168,13 @@ def test_class_areas():
     assert class_areas(label_map, {0: "sky", 1: "road"}, ignore_index=255) == [
         {"id": 1, "label": "road", "pixels": 3, "fraction": 3 / 7},
         {"id": 0, "label": "sky", "pixels": 2, "fraction": 2 / 7},
-        {"id": 7, "label": "class 7", "pixels": 2, "fraction": 2 / 7},
+        {"id": 7, "label": "no class (7)", "pixels": 2, "fraction": 2 / 7},
     ]
     assert class_areas(np.full((2, 2), 255), ignore_index=255) == []
+    assert class_areas(np.full((2, 2), 3.0))[0]["label"] == "class 3"
+    for fractions in (np.full((2, 2), 1.5), np.full((2, 2), np.nan)):
+        with pytest.raises(ValueError, match="label_map has to hold whole numbers, got float64"):
+            class_areas(fractions)
 
 
 def test_overlay_with_legend(scene):

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
+from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from .command_arguments import (
@@ -31,11 +31,16 @@ from .command_arguments import (
     words_of_options,
 )
 from .configuration_unept import PRESETS
+from .model_folder import load_whole
 
 
 # What can not be imported without cost (pictures, data sets, exporters) is imported by the command that needs it.
 
 HUB_PREFIX = "hf://"
+# Options of `segment` that `check_options` knows.
+CHECKED = (
+    "mode", "crop_size", "stride", "scales", "flip", "boundary_threshold", "boundary_steps", "batch_size", "autocast",
+)  # fmt: skip
 SUFFIXES = {"label_maps": ".png", "overlays": ".png", "areas": ".json", "boundaries": ".png", "refinement": ".png"}
 
 
@@ -81,11 +86,22 @@ def load_model(name: str, arguments: argparse.Namespace, allow_preset: bool = Fa
     elif name.startswith((".", "~", os.sep)) or name.count("/") != 1:
         raise FileNotFoundError(f"There is no folder {name}, and models on the Hub are named owner/model.")
     options = {option: getattr(arguments, option) for option in ("revision", "token", "trust_remote_code")}
-    processor = AutoImageProcessor.from_pretrained(name, **options)
-    return AutoModelForSemanticSegmentation.from_pretrained(name, **options).eval(), processor
+    return load_whole(name, **options)
 
 
 # segment
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """What is in a folder and those in it, linked ones too, but none twice."""
+    visited = set()
+    for path, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(path)
+        if real in visited:
+            folders.clear()  # a link to where we come from
+            continue
+        visited.add(real)
+        yield from (Path(path, name) for name in names)
 
 
 def files_of(name: str) -> tuple[list[Path], Path | None]:
@@ -95,7 +111,7 @@ def files_of(name: str) -> tuple[list[Path], Path | None]:
     path = Path(name).expanduser()
     if path.is_dir():
         known = {suffix for suffix, one in PIL.Image.registered_extensions().items() if one in PIL.Image.OPEN}
-        found = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in known and file.is_file()]
+        found = sorted(file for file in files_below(path) if file.suffix.lower() in known and file.is_file())
         if not found:
             raise FileNotFoundError("there is no image in this folder")
         return found, path
@@ -164,12 +180,21 @@ def result_files(output_dir: Path, place: PurePath, kinds: Sequence[str]) -> dic
 @contextlib.contextmanager
 def written_whole(file: Path) -> Iterator[Path]:
     """A path beside `file` that becomes it at the end, so that no half of a result is taken for one."""
-    part = file.with_name(f".part-{file.name}")
+    part = file.with_name(f".part-{os.getpid()}{file.suffix}")  # however long the name of the file is
     try:
         yield part
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Makes a folder if need be, and raises an `OSError` where nothing can be written into it."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file: name a folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def segment_one(model, processor, name: str, files: dict[str, Path], options: SegmentationArguments, palette) -> None:
@@ -184,14 +209,14 @@ def segment_one(model, processor, name: str, files: dict[str, Path], options: Se
     image = open_image(name)
     with reading(name):
         image.load()
-    names = ("mode", "crop_size", "stride", "scales", "flip", "do_resize", "batch_size", "autocast")
     needs_boundaries = options.refine_boundaries or not {"boundaries", "refinement"}.isdisjoint(files)
     result = segment(
         model,
         processor,
         image,
+        do_resize=options.do_resize,
         return_boundaries=needs_boundaries,
-        **{name: getattr(options, name) for name in names},
+        **{name: getattr(options, name) for name in CHECKED},
     )
     plain = label_map = result.label_map
     if options.refine_boundaries or "refinement" in files:
@@ -237,6 +262,8 @@ def segment_one(model, processor, name: str, files: dict[str, Path], options: Se
 
 def run_segment(arguments: argparse.Namespace) -> int:
     """Segments images, goes on after bad ones, and returns 1 if there were any."""
+    from .inference import check_options
+
     options = from_namespace(SegmentationArguments, arguments)
     output_dir = Path(options.output_dir).expanduser()
     images, problems = find_images(arguments.images, output_dir)
@@ -279,6 +306,9 @@ def run_segment(arguments: argparse.Namespace) -> int:
                 f"--class_list {options.class_list} has {len(palette)} classes, but the model "
                 f"{model.config.num_labels}."
             )
+        with wrong_options(arguments):
+            check_options(model, **{name: getattr(options, name) for name in CHECKED})
+        check_writable(output_dir)
         for name, files in tqdm(tasks.items(), desc="Segmenting", unit="image", disable=None):
             try:
                 segment_one(model, processor, name, files, options, palette)
@@ -301,16 +331,20 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     from accelerate import Accelerator
 
     from .evaluation import evaluate_and_report
+    from .inference import check_options
 
     # Accelerate knows of other processes, and takes the accelerator where there is one.
     accelerator = Accelerator() if arguments.device == "auto" else None
     device = accelerator.device if accelerator is not None else choose_device(arguments.device)
+    data, evaluation = (from_namespace(one, arguments) for one in (DataArguments, EvaluationArguments))
     model, processor = load_model(arguments.model_name_or_path, arguments)
+    with wrong_options(arguments):
+        check_options(model, **{name: getattr(evaluation, name) for name in CHECKED})
     evaluate_and_report(
         model.to(device),
         processor,
-        from_namespace(DataArguments, arguments),
-        from_namespace(EvaluationArguments, arguments),
+        data,
+        evaluation,
         model_name=arguments.model_name_or_path,
         accelerator=accelerator,
         progress=sys.stderr.isatty(),
@@ -514,7 +548,18 @@ def run_env(arguments: argparse.Namespace) -> int:
 
 def from_namespace(dataclass, namespace: argparse.Namespace):
     """The fields of a dataclass from parsed options."""
-    return dataclass(**{field.name: getattr(namespace, field.name) for field in fields(dataclass)})
+    with wrong_options(namespace):
+        return dataclass(**{field.name: getattr(namespace, field.name) for field in fields(dataclass)})
+
+
+@contextlib.contextmanager
+def wrong_options(namespace: argparse.Namespace) -> Iterator[None]:
+    """Ends the command where a check of its options raises a `ValueError`."""
+    try:
+        yield
+    except ValueError as error:
+        print(f"unept-hf {namespace.command}: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 EXAMPLES = {

@@ -139,6 +139,12 @@ class SegmentationArguments(PredictionArguments):
     opacity: float = field(default=0.6, metadata={"help": "Of the colours in overlays, 0 to 1."})
     picture_size: int = field(default=1024, metadata={"help": "Pixels of the longer side in pictures."})
 
+    def __post_init__(self):
+        if not 0 <= self.opacity <= 1:
+            raise ValueError(f"opacity has to lie within 0 and 1, got {self.opacity}.")
+        if self.picture_size < 1:
+            raise ValueError(f"picture_size has to be at least 1 pixel, got {self.picture_size}.")
+
 
 def read_options(path: str | os.PathLike) -> dict[str, Any]:
     """

@@ -6,8 +6,12 @@ read, checked and sized. The shared part lives here because this file works with
 
 import base64
 import contextlib
+import http.client
 import io
 import os
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -27,7 +31,6 @@ from transformers.image_utils import (
     PILImageResampling,
     SizeDict,
     infer_channel_dimension_format,
-    load_image,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
@@ -39,6 +42,7 @@ from .post_processing_unept import post_process_semantic_segmentation
 logger = logging.get_logger(__name__)
 
 DOWNLOAD_SECONDS = 60  # without an answer
+RESERVED_CHARACTERS = ":/?#[]@!$&'()*+,;="  # that have a meaning in addresses (RFC 3986)
 LONGEST_SIDE = 2**20  # in pixels. Resizing a longer line of pixels takes gigabytes.
 CHUNK_PIXELS = 2**22  # converted at once
 
@@ -70,29 +74,48 @@ def reading(name: str) -> Iterator[None]:
         raise OSError(f"{name} can not be read, because it is damaged or unusual ({reason}).") from error
 
 
+def fetch(address: str) -> bytes:
+    """
+    What is at an address of the web.
+
+    Raises:
+        OSError: when the server can not be reached, or answers with an error.
+    """
+    # Spaces and letters beyond ASCII, as browsers send them.
+    quoted = urllib.parse.quote(address, safe="%" + RESERVED_CHARACTERS)
+    request = urllib.request.Request(quoted, headers={"User-Agent": "unept-hf"})
+    try:
+        with urllib.request.urlopen(request, timeout=DOWNLOAD_SECONDS) as answer:
+            return answer.read()
+    except urllib.error.HTTPError as error:
+        raise OSError(f"{address} can not be fetched: the server answers {error.code} {error.reason}.") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise OSError(f"{address} can not be fetched ({type(error).__name__}: {error}).") from error
+
+
 def open_image(source: "str | os.PathLike") -> PIL.Image.Image:
     """
-    Opens an image file, or fetches one from an address (`http://`, `https://` or `data:image/`).
-
-    Files keep their palette, alpha channel and bit depth; those from the network come as RGB.
+    Opens an image file, or fetches one from an address (`http://`, `https://` or `data:image/`). It keeps its palette,
+    alpha channel and bit depth.
 
     Raises:
         FileNotFoundError, IsADirectoryError: when there is no such file.
-        ValueError, OSError: see [`reading`].
+        OSError: when the address can not be fetched; and see [`reading`].
+        ValueError: see [`reading`], and for PostScript.
     """
-    source = os.fspath(source)
+    source = file = os.fspath(source)
     if source.startswith(("http://", "https://")):
+        file = io.BytesIO(fetch(source))
+    elif source.startswith("data:image/"):
+        source, _, content = source.partition(",")
         with reading(source):
-            return load_image(source, timeout=DOWNLOAD_SECONDS)
-    if source.startswith("data:image/"):
-        with reading(f"{source[:40]}..."):
-            return PIL.Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
-    if os.path.isdir(source):
+            file = io.BytesIO(base64.b64decode(content))
+    elif os.path.isdir(source):
         raise IsADirectoryError(f"{source} is a folder: pass the path or address of an image file.")
-    if not os.path.isfile(source):
+    elif not os.path.isfile(source):
         raise FileNotFoundError(f"There is no file {source}: pass the path or address of an image file.")
     with reading(source):
-        image = PIL.Image.open(source)
+        image = PIL.Image.open(file)
     if image.format == "EPS":
         raise ValueError(f"{source} is a PostScript program, which would have to be run: convert it to PNG first.")
     return image

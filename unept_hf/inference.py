@@ -10,6 +10,7 @@ see; scores of all classes exist for a band of rows at a time.
 import contextlib
 import itertools
 import math
+import numbers
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -426,7 +427,15 @@ def read_image(processor, image) -> Tensor:
     if isinstance(image, (str, os.PathLike)):
         image = open_image(image)
     do_convert_rgb = getattr(processor, "do_convert_rgb", None)
-    return image_to_tensor(image, True if do_convert_rgb is None else do_convert_rgb)
+    pixels = image_to_tensor(image, True if do_convert_rgb is None else do_convert_rgb)
+    if pixels.is_floating_point() and pixels.numel() and getattr(processor, "do_rescale", False):
+        low, high = (float(limit) for limit in pixels.aminmax())
+        if low < 0 or 0 < high <= 1 or high > 255:
+            raise ValueError(
+                f"The image holds floating point numbers in [{low:g}, {high:g}], but the image processor rescales "
+                "those of [0, 255]: scale them to that (image * 255), or use a processor with do_rescale=False."
+            )
+    return pixels
 
 
 def view_size(processor, size: tuple[int, int], scale: float, do_resize: bool, size_divisor: int) -> tuple[int, int]:
@@ -494,21 +503,70 @@ def make_views(
 
 def check_pair(name: str, value) -> tuple[int, int]:
     """A number or a pair of at least 1 as (height, width)."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or any(not isinstance(side, int) or side < 1 for side in pair):
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2 or not all(map(is_count, pair)):
         raise ValueError(f"{name} has to be a whole number of pixels from 1, or two of them, got {value!r}.")
-    return pair
+    return int(pair[0]), int(pair[1])
+
+
+def is_count(value) -> bool:
+    """Whether a value is a whole number from 1."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 1
 
 
 def check_flips(flip: "bool | str | Sequence[str]") -> list[str | None]:
     """Which flips to add to the upright view."""
-    names = (
-        [] if flip is False else ["horizontal"] if flip is True else [flip] if isinstance(flip, str) else list(flip)
-    )
-    for name in names:
-        if name not in FLIPS:
-            raise ValueError(f"flip has to be a boolean or made of {', '.join(FLIPS)}, got {flip!r}.")
+    if isinstance(flip, bool):
+        flip = ["horizontal"] if flip else []
+    names = list(flip) if isinstance(flip, (tuple, list)) else [flip]
+    if not all(name in FLIPS for name in names):
+        raise ValueError(f"flip has to be a boolean or made of {', '.join(FLIPS)}, got {flip!r}.")
     return [None, *names]
+
+
+def check_options(
+    model: nn.Module,
+    mode: str = "whole",
+    crop_size: int | tuple[int, int] = 480,
+    stride: int | tuple[int, int] = 160,
+    scales: Sequence[float] = (1.0,),
+    flip: "bool | str | Sequence[str]" = False,
+    boundary_threshold: float = 0.5,
+    boundary_steps: int = 1,
+    batch_size: int = 4,
+    autocast: torch.dtype | str | None = None,
+) -> tuple[tuple[int, int], tuple[int, int], list[float], list[str | None], torch.dtype | None]:
+    """
+    Checks arguments of [`segment`], which describes them, before any image is read.
+
+    Returns:
+        `crop_size` and `stride` as pairs, `scales` as a list, the views to take by their flip, and `autocast` as a
+        dtype.
+
+    Raises:
+        ValueError: for an argument that can not be used.
+    """
+    if mode not in ("whole", "slide"):
+        raise ValueError(f"mode has to be 'whole' or 'slide', got {mode!r}.")
+    crop_size, stride = check_pair("crop_size", crop_size), check_pair("stride", stride)
+    if mode == "slide":
+        if stride[0] > crop_size[0] or stride[1] > crop_size[1]:
+            raise ValueError(f"stride {stride} leaves gaps between windows of crop_size {crop_size}: lower it.")
+        divisor = getattr(getattr(model, "base_model", model), "size_divisor", 1)
+        if crop_size[0] % divisor or crop_size[1] % divisor:
+            raise ValueError(f"crop_size {crop_size} has to be made of multiples of {divisor}, the model's stride.")
+    scales = [scales] if isinstance(scales, numbers.Real) else list(scales)
+    if not scales or not all(isinstance(scale, numbers.Real) and 0 < scale < math.inf for scale in scales):
+        raise ValueError(f"scales has to hold at least one positive number, and nothing else, got {scales}.")
+    if not (isinstance(boundary_threshold, numbers.Real) and 0 <= boundary_threshold <= 1):
+        raise ValueError(f"boundary_threshold is a probability, from 0 to 1, got {boundary_threshold!r}.")
+    for name, value in (("boundary_steps", boundary_steps), ("batch_size", batch_size)):
+        if not is_count(value):
+            raise ValueError(f"{name} has to be a whole number from 1, got {value!r}.")
+    dtype = getattr(torch, autocast, None) if isinstance(autocast, str) else autocast
+    if dtype not in (None, torch.bfloat16, torch.float16) or (dtype is None and autocast is not None):
+        raise ValueError(f"autocast has to be torch.bfloat16 or torch.float16, or the name of one, got {autocast!r}.")
+    return crop_size, stride, [float(scale) for scale in scales], check_flips(flip), dtype
 
 
 def segment_batch(
@@ -546,22 +604,9 @@ def segment_batch(
     Raises:
         ValueError: see [`segment`].
     """
-    if mode not in ("whole", "slide"):
-        raise ValueError(f"mode has to be 'whole' or 'slide', got {mode!r}.")
-    crop_size, stride = check_pair("crop_size", crop_size), check_pair("stride", stride)
-    if mode == "slide" and (stride[0] > crop_size[0] or stride[1] > crop_size[1]):
-        raise ValueError(f"stride {stride} leaves gaps between windows of crop_size {crop_size}: lower it.")
-    scales = [float(scale) for scale in ([scales] if isinstance(scales, (int, float)) else scales)]
-    if not scales or not all(0 < scale < math.inf for scale in scales):
-        raise ValueError(f"scales has to hold at least one positive number, got {scales}.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size has to be at least 1, got {batch_size}.")
-    if refine_boundaries and boundary_steps < 1:
-        raise ValueError(f"boundary_steps has to be at least 1, got {boundary_steps}.")
-    autocast_dtype = getattr(torch, autocast, None) if isinstance(autocast, str) else autocast
-    if autocast is not None and not isinstance(autocast_dtype, torch.dtype):
-        raise ValueError(f"autocast has to be a dtype such as torch.bfloat16, or its name, got {autocast!r}.")
-    flips = check_flips(flip)
+    crop_size, stride, scales, flips, autocast_dtype = check_options(
+        model, mode, crop_size, stride, scales, flip, boundary_threshold, boundary_steps, batch_size, autocast
+    )
     if do_resize is None:
         do_resize = bool(getattr(processor, "do_resize", False))
     if target_sizes is None:

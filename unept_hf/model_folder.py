@@ -1,5 +1,5 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""Writing a model's folder as a whole or not at all."""
+"""A model's folder, read and written as a whole or not at all."""
 
 import os
 import shutil
@@ -7,6 +7,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel
 
 
 def _prefix(directory: Path) -> str:
@@ -62,6 +65,44 @@ def new_folder(directory: str | os.PathLike, overwrite: bool = False) -> Iterato
             raise
 
 
+def load_whole(name: str, **kwargs) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """
+    A trained model, in evaluation mode, and its image processor. `from_pretrained` alone makes up what is missing, as
+    fine-tuning wants it.
+
+    Args:
+        name (`str`):
+            Folder or Hub name.
+        kwargs:
+            Options of `from_pretrained` for both, such as `revision`.
+
+    Raises:
+        OSError: when there is no such model, or when its weights are damaged.
+        ValueError: when weights are missing, or of another shape than the configuration says.
+    """
+    processor = AutoImageProcessor.from_pretrained(name, **kwargs)
+    try:
+        model, found = AutoModelForSemanticSegmentation.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+    except SafetensorError as error:
+        raise OSError(f"The weights of {name} are damaged ({error}): copy or download them again.") from error
+    problems = [
+        *(f"{key} is missing" for key in sorted(found["missing_keys"])),
+        *(
+            f"{key} has shape {tuple(stored)} instead of {tuple(wanted)}"
+            for key, stored, wanted in sorted(found["mismatched_keys"])
+        ),
+    ]
+    if problems:
+        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(
+            f"The weights of {name} do not fit its configuration: {', '.join(problems[:3])}{more}. Copy or download "
+            "it again, or train the new parts first."
+        )
+    return model.eval(), processor
+
+
 def remove_leftovers(directory: str | os.PathLike) -> None:
     """
     Removes what processes that were killed in [`new_folder`] left beside `directory`. Where one was killed between its
@@ -82,4 +123,4 @@ def remove_leftovers(directory: str | os.PathLike) -> None:
         shutil.rmtree(leftover)
 
 
-__all__ = ["new_folder", "remove_leftovers"]
+__all__ = ["load_whole", "new_folder", "remove_leftovers"]

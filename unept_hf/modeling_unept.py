@@ -512,7 +512,8 @@ class UneptPreTrainedModel(PreTrainedModel):
             except Exception as error:
                 raise OSError(
                     f"The pretrained weights of the timm model {name!r} could not be had ({error}). Without network, "
-                    "pass a local file to load_pretrained_backbone(checkpoint), or start from random weights."
+                    "pass a local file to load_pretrained_backbone(checkpoint) (--backbone_checkpoint), or start from "
+                    "random weights (--use_pretrained_backbone false)."
                 ) from error
         else:
             raise ValueError(

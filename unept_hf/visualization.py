@@ -79,6 +79,14 @@ def _array(values) -> np.ndarray:
     return values.numpy(force=True) if isinstance(values, Tensor) else np.asarray(values)
 
 
+def _whole_numbers(label_map) -> np.ndarray:
+    """int64 of a label map of any size."""
+    array = _array(label_map)
+    if not (np.issubdtype(array.dtype, np.integer) or array.dtype == bool or (array == np.round(array)).all()):
+        raise ValueError(f"label_map has to hold whole numbers, got {array.dtype} with fractions or NaN.")
+    return array.astype(np.int64)
+
+
 def _read_label_map(label_map, size: tuple[int, int], name: str = "label_map") -> np.ndarray:
     """int64 `(height, width)` of a label map that has to be of `size`."""
     label_map = _array(label_map)
@@ -112,10 +120,10 @@ def color_label_map(label_map, palette=None, unlabelled: tuple[int, int, int] = 
         uint8 `(height, width, 3)`, RGB.
 
     Raises:
-        ValueError: for a palette out of range.
+        ValueError: for a palette out of range, or a label map with fractions.
     """
     # Bytes would not hold the number that stands for no colour.
-    label_map = _array(label_map).astype(np.int64)
+    label_map = _whole_numbers(label_map)
     palette = _palette(palette, None, label_map)
     known = (label_map >= 0) & (label_map < len(palette))
     colors = np.concatenate([palette, np.array([unlabelled], dtype=np.uint8)])
@@ -169,15 +177,18 @@ def class_areas(label_map, id2label: Mapping[int, str] | None = None, ignore_ind
         ignore_index: label of pixels that have no class, and do not count.
 
     Returns:
-        For each class that occurs, the largest first: `id`, `label` (its name), `pixels`, and `fraction` of the
-        pixels that count.
+        For each class that occurs, the largest first: `id`, `label` (its name; "no class (255)" for numbers that
+        `id2label` does not have), `pixels`, and `fraction` of the pixels that count.
+
+    Raises:
+        ValueError: for a label map with fractions.
     """
-    ids, counts = np.unique(_array(label_map), return_counts=True)
+    ids, counts = np.unique(_whole_numbers(label_map), return_counts=True)
     areas = [(int(count), int(index)) for index, count in zip(ids, counts) if index != ignore_index]
     total = sum(count for count, _ in areas)
-    names = id2label or {}
+    names, unnamed = (id2label, "no class ({})") if id2label else ({}, "class {}")
     return [
-        {"id": index, "label": names.get(index, f"class {index}"), "pixels": count, "fraction": count / total}
+        {"id": index, "label": names.get(index, unnamed.format(index)), "pixels": count, "fraction": count / total}
         for count, index in sorted(areas, key=lambda area: (-area[0], area[1]))
     ]
 
