@@ -146,6 +146,7 @@ class Arguments:
     jobs: int = field(default=1, metadata={"help": "Runs at the same time."})
     runs: Path = field(default=Path("runs/ablations"), metadata={"help": "Folder of finished runs."})
     output: Path = field(default=RESULTS, metadata={"help": "Folder of the tables."})
+    name: str = field(default="ablations-cpu", metadata={"help": "Name of their file, to which the date is added."})
     worker: bool = field(default=False, metadata={"help": "Run the first row with the first seed in this process."})
 
     def budget(self) -> dict[str, float]:
@@ -168,7 +169,7 @@ def run(row: str, seed: int, arguments: Arguments) -> None:
     write_result(arguments.runs, f"{row} {seed}", arguments.budget(), results)
 
 
-def table(rows: tuple[str, ...], results: dict[str, list[dict[str, float]]]) -> list[str]:
+def table(rows: list[str], results: dict[str, list[dict[str, float]]]) -> list[str]:
     names = [name for name in COLUMNS if any(name in one for row in rows for one in results[row])]
     lines = ["| | " + " | ".join(COLUMNS[name][0] for name in names) + " |", "| --- |" + " ---: |" * len(names)]
     for row in rows:
@@ -221,9 +222,10 @@ def main() -> None:
         "seconds of one thread. Memory is what a training adds to the process at its peak.",
     ]
     for title, rows in TABLES.items():
-        if all(results[row] for row in rows):
+        rows = [row for row in rows if results[row]]
+        if len(rows) > 1:
             lines += ["", f"## {title}", "", *table(rows, results)]
-    write_results(arguments.output, "ablations-cpu", "Ablations", facts, lines, rows=results)
+    write_results(arguments.output, arguments.name, "Ablations", facts, lines, rows=results)
 
 
 if __name__ == "__main__":

@@ -388,6 +388,10 @@ def test_options_in_the_text(page):
     scripts = {found[0] for _, words in COMMANDS if (found := script_and_options(words))} - {"unept-hf"}
     text = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     named = set(re.findall(r"`(?:[^`\n]* )?(--\w+)[^`\n]*`", text))
+    for code in re.findall(r"`([^`\n]+)`", text):  # a program and its options
+        for script in re.findall(r"\S+\.py", code):
+            if not set(re.findall(r"--\w+", code)) <= known and (ROOT / script).is_file():
+                known |= set(re.findall(r"--\w+", help_of(script)))
     for script in sorted(scripts):
         if named - known and "demo" not in script and (ROOT / script).is_file():
             known |= set(re.findall(r"--\w+", help_of(script)))

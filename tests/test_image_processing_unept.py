@@ -355,6 +355,7 @@ def test_ambiguous_layout_can_be_named(processor):
     ("images", "message"),
     [
         (np.full((8, 8, 3), np.nan, np.float32), r"images\[0\].*NaN"),
+        (np.full((8, 8, 3), 765.0), r"images\[0\] holds floating point numbers in \[765, 765\].* from \[0, 255\]"),
         ([RGB, np.full((8, 8, 3), np.inf)], r"images\[1\].*infinite"),
         (np.zeros((8, 8, 2), np.uint8), r"\(8, 8, 2\).*channels"),
         (torch.zeros(5, 8, 8), r"\(5, 8, 8\).*channels"),

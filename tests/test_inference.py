@@ -309,7 +309,7 @@ class TestInputs:
         assert torch.equal(segment(model, unscaled, array / 255).label_map, expected)
         assert segment(model, processor, np.zeros((60, 90))).label_map.shape == (60, 90)
         for wrong, limits in ((array / 255, r"\[0, 0\.9"), (array * 3, r"\[0, 7"), (array - 128, r"\[-128, 1")):
-            with pytest.raises(ValueError, match=rf"numbers in {limits}.* rescales those of \[0, 255\]: scale them"):
+            with pytest.raises(ValueError, match=rf"image holds .* numbers in {limits}.* from \[0, 255\]: "):
                 segment(model, processor, wrong)
 
     def test_16_bit_windows_are_scaled_like_the_image(self, model, processor):

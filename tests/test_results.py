@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import plot_results  # noqa: E402
 import quote_results  # noqa: E402
 
 
@@ -40,3 +41,12 @@ def test_tables_come_with_their_machine(file):
     machine = json.loads(file.read_text())["machine"]
     assert {"date", "torch"} <= set(machine)
     assert machine["date"] in file.stem
+
+
+@pytest.mark.parametrize("name", plot_results.FIGURES)
+def test_pictures_are_drawn_from_the_results(name, tmp_path):
+    figure = plot_results.FIGURES[name]()
+    assert all(axis.has_data() for axis in figure.axes)
+    figure.savefig(tmp_path / "picture.png")
+    assert (ROOT / "docs" / "images" / f"{name}.png").exists(), "run python benchmarks/plot_results.py"
+    assert f"images/{name}.png" in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")

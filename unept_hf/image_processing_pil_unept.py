@@ -199,6 +199,23 @@ def composite_on_white(pixels: Tensor, name: str) -> Tensor:
     return (colors * alpha + white * (white - alpha)) / white
 
 
+def check_rescaled_range(pixels: Tensor, name: str) -> None:
+    """
+    Checks floating point pixels that are about to be rescaled from [0, 255].
+
+    Raises:
+        ValueError: when they are clearly in another range, even for an image that was resized with overshoot.
+    """
+    if not pixels.is_floating_point() or pixels.numel() == 0:
+        return
+    low, high = (float(limit) for limit in pixels.aminmax())
+    if low < -64 or high > 319:
+        raise ValueError(
+            f"{name} holds floating point numbers in [{low:g}, {high:g}], but is about to be rescaled from [0, 255]: "
+            "scale it to that, or pass numbers in [0, 1] and do_rescale=False."
+        )
+
+
 def image_to_tensor(
     image: "PIL.Image.Image | np.ndarray | Tensor",
     do_convert_rgb: bool | None = True,
@@ -467,6 +484,8 @@ class UneptPreprocessing:
     ) -> "np.ndarray | Tensor":
         """Reads one image into the array type of the backend. See `image_to_tensor`."""
         pixels = image_to_tensor(image, do_convert_rgb, input_data_format, name)
+        if do_rescale:
+            check_rescaled_range(pixels, with_file(name, image))
         if do_rescale and pixels.is_floating_point() and pixels.min() >= 0 and 0 < pixels.max() <= 1:
             logger.warning_once(
                 "An image of floating point numbers in [0, 1] is about to be rescaled as if they were in [0, 255]. "

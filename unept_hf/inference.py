@@ -26,7 +26,13 @@ from transformers.image_utils import SizeDict
 from transformers.modeling_outputs import ModelOutput
 
 from .boundary import DIRECTIONS, follow_direction
-from .image_processing_pil_unept import image_to_tensor, open_image, resized_size
+from .image_processing_pil_unept import (
+    check_rescaled_range,
+    image_to_tensor,
+    open_image,
+    resized_size,
+    with_file,
+)
 from .post_processing_unept import output_field
 
 
@@ -428,12 +434,13 @@ def read_image(processor, image) -> Tensor:
         image = open_image(image)
     do_convert_rgb = getattr(processor, "do_convert_rgb", None)
     pixels = image_to_tensor(image, True if do_convert_rgb is None else do_convert_rgb)
-    if pixels.is_floating_point() and pixels.numel() and getattr(processor, "do_rescale", False):
-        low, high = (float(limit) for limit in pixels.aminmax())
-        if low < 0 or 0 < high <= 1 or high > 255:
+    if pixels.is_floating_point() and getattr(processor, "do_rescale", False):
+        name = with_file("image", image)
+        check_rescaled_range(pixels, name)
+        if pixels.min() >= 0 and 0 < pixels.max() <= 1:
             raise ValueError(
-                f"The image holds floating point numbers in [{low:g}, {high:g}], but the image processor rescales "
-                "those of [0, 255]: scale them to that (image * 255), or use a processor with do_rescale=False."
+                f"{name} holds floating point numbers in [0, {pixels.max():g}], but the image processor rescales from "
+                "[0, 255]: pass image * 255, or a processor with do_rescale=False."
             )
     return pixels
 
