@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from results_file import RESULTS, cpu_device, today, versions, write_results
-from separate_runs import read_result, run_all, write_result
+from separate_runs import check_counts, read_result, run_all, write_result
 from synthetic_training import CLASSES, best_classes, draw_scenes, measure, peak_memory, train
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -148,6 +148,12 @@ class Arguments:
     output: Path = field(default=RESULTS, metadata={"help": "Folder of the tables."})
     name: str = field(default="ablations-cpu", metadata={"help": "Name of their file, to which the date is added."})
     worker: bool = field(default=False, metadata={"help": "Run the first row with the first seed in this process."})
+
+    def __post_init__(self):
+        names = ("steps", "batch_size", "size", "train_scenes", "eval_scenes", "jobs")
+        check_counts({name: getattr(self, name) for name in names})
+        if len(set(self.seeds)) < max(len(self.seeds), 1):
+            raise ValueError(f"seeds have to be different ones, at least one, got {self.seeds}.")
 
     def budget(self) -> dict[str, float]:
         """What has to be the same for runs to be compared."""

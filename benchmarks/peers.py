@@ -13,6 +13,7 @@ Every model runs in a process of its own, the latencies one after the other. Fin
     python benchmarks/peers.py --part training --jobs 2
 """
 
+import re
 import resource
 import time
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from typing import Literal
 import torch
 from ablations import make_model as make_small_unept
 from results_file import RESULTS, cpu_device, today, versions, write_results
-from separate_runs import read_result, run_all, write_result
+from separate_runs import check_counts, read_result, run_all, write_result
 from synthetic_training import CLASSES, best_classes, draw_scenes, measure, peak_memory, train
 from torch import Tensor, nn
 from transformers import (
@@ -214,6 +215,13 @@ class Arguments:
         }[self.part]
         return {name: getattr(self, name) for name in names}
 
+    def __post_init__(self):
+        counts = ("repeats", "steps", "batch_size", "train_scenes", "eval_scenes", "size", "jobs")
+        check_counts({name: getattr(self, name) for name in counts})
+        for size in self.sizes:
+            if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", size):
+                raise ValueError(f"{size!r} is no size: write height and width as 480x480.")
+
 
 def measure_latency(name: str, height: int, width: int, arguments: Arguments) -> dict:
     """Times and memory of one model for one image; "error" in place of what could not be had."""
@@ -241,12 +249,12 @@ def measure_latency(name: str, height: int, width: int, arguments: Arguments) ->
         loss_of(model, images, labels).backward()
         model.zero_grad()
 
+    before = peak_memory()
     for kind, function in zip(KINDS, (forward, bfloat16, training_step)):
         model.train(kind == "training step")
         # The layout that suits it best on CPUs.
         layout = torch.channels_last if kind == "bfloat16" else torch.contiguous_format
         model, images = model.to(memory_format=layout), images.to(memory_format=layout)
-        before = peak_memory()
         seconds = []
         try:
             while len(seconds) < 2 or (len(seconds) <= arguments.repeats and sum(seconds) < LONG):
@@ -360,8 +368,8 @@ def main() -> None:
         lines = [
             "Random weights. Forward: of one image in float32, and with autocast to bfloat16 and channels_last. "
             "Training step: forward and backward of two images in float32. The fastest of the repeats, of which there "
-            f"are fewer when they take more than {LONG:g} seconds; memory is what a step adds to the process at its "
-            f"peak, of at most {arguments.memory_limit:g} GiB for the process.",
+            f"are fewer when they take more than {LONG:g} seconds; memory is the peak of the process above what it "
+            f"has with the model, of at most {arguments.memory_limit:g} GiB for the process.",
             *latency_tables(results, models, arguments.sizes, arguments.memory_limit),
         ]
     else:

@@ -11,6 +11,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 
+def check_counts(values: Mapping[str, int]) -> None:
+    """Raises a `ValueError` for an option that is not at least 1."""
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} has to be at least 1, got {value}.")
+
+
 def result_file(folder: Path, name: str) -> Path:
     return folder / f"{name.replace(' ', '_')}.json"
 

@@ -308,7 +308,9 @@ class TestInputs:
         unscaled = UneptImageProcessor(size=processor.size, do_rescale=False)
         assert torch.equal(segment(model, unscaled, array / 255).label_map, expected)
         assert segment(model, processor, np.zeros((60, 90))).label_map.shape == (60, 90)
-        for wrong, limits in ((array / 255, r"\[0, 0\.9"), (array * 3, r"\[0, 7"), (array - 128, r"\[-128, 1")):
+        ranges = {r"\[0, 0\.9": array / 255, r"\[-1, 0\.": array / 128 - 1, r"\[0, 7": array * 3}
+        ranges[r"\[-128, 1"] = array - 128
+        for limits, wrong in ranges.items():
             with pytest.raises(ValueError, match=rf"image holds .* numbers in {limits}.* from \[0, 255\]: "):
                 segment(model, processor, wrong)
 

@@ -80,7 +80,8 @@ class UneptConfig(PreTrainedConfig):
             Activation of the feed-forward layers.
         decoder_self_attention (`str`, *optional*, defaults to `"pointwise"`):
             `"pointwise"`: a query sees only itself, which is what the original code computes for a single image;
-            `"dense"`: every query sees every query; `"deformable"`: a query samples the query grid.
+            `"dense"`: every query sees every query; `"deformable"`: a query samples the query grid, which was better
+            in our ablations. Weights of the original are for `"pointwise"`.
         query_grid_size (`tuple[int, int]`, *optional*, defaults to `(60, 60)`):
             Height and width of the learned query embedding: one query for each cell of the training crop (480 / 8).
             Other input sizes interpolate it.

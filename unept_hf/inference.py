@@ -437,10 +437,11 @@ def read_image(processor, image) -> Tensor:
     if pixels.is_floating_point() and getattr(processor, "do_rescale", False):
         name = with_file("image", image)
         check_rescaled_range(pixels, name)
-        if pixels.min() >= 0 and 0 < pixels.max() <= 1:
+        low, high = (float(limit) for limit in pixels.aminmax())
+        if 0 < max(-low, high) <= 2:  # as after a normalisation; of 255 it would be black
             raise ValueError(
-                f"{name} holds floating point numbers in [0, {pixels.max():g}], but the image processor rescales from "
-                "[0, 255]: pass image * 255, or a processor with do_rescale=False."
+                f"{name} holds floating point numbers in [{low:g}, {high:g}], but the image processor rescales from "
+                "[0, 255]: bring it to that range, or pass a processor with do_rescale=False."
             )
     return pixels
 
