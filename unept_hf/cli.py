@@ -26,6 +26,7 @@ from .command_arguments import (
     EvaluationArguments,
     HubArguments,
     ModelArguments,
+    PredictionArguments,
     SegmentationArguments,
     read_options,
     words_of_options,
@@ -37,10 +38,8 @@ from .model_folder import load_whole
 # What can not be imported without cost (pictures, data sets, exporters) is imported by the command that needs it.
 
 HUB_PREFIX = "hf://"
-# Options of `segment` that `check_options` knows.
-CHECKED = (
-    "mode", "crop_size", "stride", "scales", "flip", "boundary_threshold", "boundary_steps", "batch_size", "autocast",
-)  # fmt: skip
+# Options of how to predict that can be wrong.
+CHECKED = tuple(field.name for field in fields(PredictionArguments) if field.name != "do_resize")
 SUFFIXES = {"label_maps": ".png", "overlays": ".png", "areas": ".json", "boundaries": ".png", "refinement": ".png"}
 
 
