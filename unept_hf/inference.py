@@ -438,7 +438,8 @@ def read_image(processor, image) -> Tensor:
         name = with_file("image", image)
         check_rescaled_range(pixels, name)
         low, high = (float(limit) for limit in pixels.aminmax())
-        if 0 < max(-low, high) <= 2:  # as after a normalisation; of 255 it would be black
+        # As after a normalisation; of 255 it would be black, as it would be of 1 below that.
+        if 1 / 255 <= max(-low, high) <= 2:
             raise ValueError(
                 f"{name} holds floating point numbers in [{low:g}, {high:g}], but the image processor rescales from "
                 "[0, 255]: bring it to that range, or pass a processor with do_rescale=False."
