@@ -38,11 +38,13 @@ BASE = {
     "num_sampling_points": 16,
     "encoder_layers": 2,
     "decoder_layers": 1,
+    "decoder_self_attention": "pointwise",
     "spatial_branch_channels": (32, 64),
     "dropout": 0.0,
 }
 ONE_LEVEL = {"num_feature_levels": 1}
-# Row: what differs from the full model, which has 3 levels of 16 points, the spatial branch and boundary refinement.
+# Row: what differs from the full model of the paper, which has 3 levels of 16 points, the spatial branch and boundary
+# refinement.
 ROWS = {
     "baseline": {**ONE_LEVEL, "use_spatial_branch": False, "use_boundary_heads": False},
     "+ pyramid": {"use_spatial_branch": False, "use_boundary_heads": False},

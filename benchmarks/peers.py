@@ -100,7 +100,8 @@ PUBLISHED = {
 }
 # About 1.6 million parameters each.
 SMALL = {
-    "UN-EPT": lambda size, **labels: make_small_unept("full", size),
+    "UN-EPT": lambda size, **labels: make_small_unept("deformable self-attention", size),
+    "UN-EPT, pointwise": lambda size, **labels: make_small_unept("full", size),
     "SegFormer": lambda size, **labels: SegformerForSemanticSegmentation(
         SegformerConfig(
             hidden_sizes=[24, 48, 96, 160],

@@ -93,7 +93,7 @@ def peers_training() -> Figure:
             if not found:
                 continue
             best = max(found, key=lambda run: run["mean_iou"])
-            color = ORANGE if model == "UN-EPT" else BLUE
+            color = ORANGE if "UN-EPT" in model else BLUE
             axis.scatter(
                 [run["train_seconds"] for run in found],
                 [100 * run[metric] for run in found],

@@ -50,7 +50,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--decoder_self_attention",
         choices=("pointwise", "dense"),
         help="pointwise: what the original computes for one image; dense: every query sees every query, with the "
-        "weights that the original has for it. Default: as the preset or configuration says (presets: pointwise)",
+        "weights that the original has for it. Default: pointwise, or what the file of --config says",
     )
     parser.add_argument("--push_to_hub", metavar="REPOSITORY", help="also upload to this repository of the Hub")
     return parser.parse_args(argv)

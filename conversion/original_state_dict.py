@@ -273,14 +273,14 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load_config(preset: str | None, path: Path | None, **kwargs) -> UneptConfig:
     """
-    The configuration of a preset or of a file; `kwargs` replace its fields.
+    The configuration of a preset, as the original code computes it, or of a file; `kwargs` replace its fields.
 
     Raises:
         OSError: when there is no such file, or it is not JSON.
         ValueError: when the file is not the configuration of a UN-EPT.
     """
     if preset is not None:
-        return UneptConfig.from_preset(preset, **kwargs)
+        return UneptConfig.from_preset(preset, **{"decoder_self_attention": "pointwise", **kwargs})
     # from_pretrained would look for the name on the Hub.
     if not path.exists():
         raise FileNotFoundError(f"There is no configuration {path}.")

@@ -30,6 +30,7 @@ DEIT_TINY = {
         "out_indices": [3, 7, 11],
         "model_args": {"img_size": 480, "embed_dim": 48, "depth": 12, "num_heads": 3},
     },
+    "decoder_self_attention": "pointwise",
     "num_sampling_points": 4,
     "intermediate_size": 128,
 }

@@ -136,7 +136,7 @@ def test_recording_outputs_changes_none(backbone):
         recording = model(**batch, output_hidden_states=True, output_attentions=True)
         after = model(**batch)
     assert len(recording.hidden_states) == 1 + model.config.num_hidden_layers
-    assert len(recording.attentions) == model.config.num_hidden_layers
+    assert len(recording.attentions) == model.config.encoder_layers + 2 * model.config.decoder_layers
     torch.testing.assert_close(recording.logits, before.logits)
     torch.testing.assert_close(after.logits, before.logits, rtol=0, atol=0)
 

@@ -20,6 +20,7 @@ from unept_hf.modeling_unept import cell_centers, sine_position_embedding
 FIXTURES = Path(__file__).parent / "fixtures"
 # What the original code does, where our defaults differ (docs/fidelity.md).
 ORIGINAL_CONVENTIONS = {
+    "decoder_self_attention": "pointwise",
     "loss_reduction": "all",
     "boundary_align_corners": True,
     "refinement_score": "logit",

@@ -52,7 +52,7 @@ PRESETS = {
 class UneptConfig(PreTrainedConfig):
     r"""
     Configuration of [`UneptModel`] and [`UneptForSemanticSegmentation`]. The defaults give the ResNet-50 model of the
-    paper; `UneptConfig.from_preset` has the others.
+    paper but for `decoder_self_attention`; `UneptConfig.from_preset` has the others.
 
     Args:
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
@@ -78,10 +78,10 @@ class UneptConfig(PreTrainedConfig):
             Dropout probability of the attention weights of the dense decoder self-attention.
         activation_function (`str`, *optional*, defaults to `"relu"`):
             Activation of the feed-forward layers.
-        decoder_self_attention (`str`, *optional*, defaults to `"pointwise"`):
-            `"pointwise"`: a query sees only itself, which is what the original code computes for a single image;
-            `"dense"`: every query sees every query; `"deformable"`: a query samples the query grid, which was better
-            in our ablations. Weights of the original are for `"pointwise"`.
+        decoder_self_attention (`str`, *optional*, defaults to `"deformable"`):
+            `"deformable"`: a query samples the query grid, which was best in our ablations; `"pointwise"`: a query
+            sees only itself, which is what the original code computes for a single image, so what its weights and the
+            published results are for; `"dense"`: every query sees every query.
         query_grid_size (`tuple[int, int]`, *optional*, defaults to `(60, 60)`):
             Height and width of the learned query embedding: one query for each cell of the training crop (480 / 8).
             Other input sizes interpolate it.
@@ -162,7 +162,7 @@ class UneptConfig(PreTrainedConfig):
     dropout: float | int = 0.1
     attention_dropout: float | int = 0.1
     activation_function: str = "relu"
-    decoder_self_attention: str = "pointwise"
+    decoder_self_attention: str = "deformable"
     query_grid_size: list[int] | tuple[int, ...] = (60, 60)
     use_spatial_branch: bool = True
     spatial_branch_channels: list[int] | tuple[int, ...] = (64, 128, 256)
@@ -242,7 +242,8 @@ class UneptConfig(PreTrainedConfig):
 
         Args:
             name (`str`):
-                `"unept-resnet50"` and `"unept-deit-base"` are the models of the paper, `"unept-tiny"` a small one.
+                `"unept-resnet50"` and `"unept-deit-base"` are the models of the paper, `"unept-tiny"` a small one; all
+                three with deformable self-attention of the decoder, where the published results have `"pointwise"`.
             **kwargs:
                 Fields that replace those of the preset, such as `num_labels` or `query_grid_size`.
 
