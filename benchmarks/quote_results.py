@@ -3,7 +3,8 @@
 Puts the tables of `benchmarks/results` into the pages that quote them, so that nobody types a figure.
 
 A page marks the place with `<!-- results: NAME -->` and `<!-- end of results -->`, each on a line of its own; between
-them comes the newest file of that name, without its title.
+them comes the newest file of that name, without its title. `<!-- results: NAME, rows: START -->` takes of its tables
+only the rows that begin with START.
 
     python benchmarks/quote_results.py
 """
@@ -13,7 +14,7 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).parent.parent
-MARK = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+MARK = re.compile(r"(<!-- results: ([^\s,]+)(?:, rows: (.+?))? -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
 def pages() -> list[Path]:
@@ -31,13 +32,25 @@ def newest(name: str) -> Path:
     return max(files, key=lambda file: file.stem)
 
 
+def with_rows(body: str, start: str) -> str:
+    """The text, with those rows of its tables alone that begin with a word."""
+    kept, is_header = [], True
+    for line in body.split("\n"):
+        if is_header or not line.startswith("|") or line.startswith(f"| {start}"):
+            kept.append(line)
+        is_header = not line.startswith("|") or (is_header and not line.startswith("| ---"))
+    return "\n".join(kept)
+
+
 def with_results(text: str) -> str:
     """The text of a page, with the results as they are now."""
 
     def quote(match: re.Match) -> str:
         body = newest(match[2]).read_text(encoding="utf-8").split("\n", 1)[1].strip()
+        if match[3] is not None:
+            body = with_rows(body, match[3])
         # One level below the heading that the page gives it.
-        return f"{match[1]}\n{re.sub('^## ', '### ', body, flags=re.MULTILINE)}\n\n{match[3]}"
+        return f"{match[1]}\n{re.sub('^## ', '### ', body, flags=re.MULTILINE)}\n\n{match[4]}"
 
     return MARK.sub(quote, text)
 

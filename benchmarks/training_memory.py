@@ -31,8 +31,8 @@ from unept_hf.deformable_attention import attention_backend
 
 # Memory of the paper, in gigabytes for each device.
 PAPER = {"unept-resnet50": 7.0, "unept-deit-base": 8.5}
-# name: whether bfloat16 autocast, whether gradient checkpointing, attention backend, decoder self-attention. The paper's
-# figures are of the pointwise one, the presets have the deformable one.
+# name: whether bfloat16 autocast, whether gradient checkpointing, attention backend, decoder self-attention (the
+# paper's figures are of the pointwise one)
 MODES = {
     "float32": (False, False, "auto", "deformable"),
     "float32, checkpointing": (False, True, "auto", "deformable"),

@@ -223,7 +223,7 @@ LORA_TARGETS = ["value_proj", "output_proj", "v_proj", "out_proj"]
 
 
 @pytest.mark.floor
-@pytest.mark.parametrize("decoder_self_attention", ["pointwise", "dense"])
+@pytest.mark.parametrize("decoder_self_attention", ["pointwise", "dense", "deformable"])
 def test_lora(decoder_self_attention, tmp_path):
     base = make_model(decoder_self_attention=decoder_self_attention)
     batch = make_batch()
