@@ -61,7 +61,7 @@ def main():
     parser.add_argument("--size", type=int, default=480)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--exports", type=Path, default=Path("runs/onnx_exports"), help="Folder of the exported files.")
+    parser.add_argument("--exports", type=Path, default=Path("runs/onnx_exports"), help="Folder of exported files.")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

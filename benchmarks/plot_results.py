@@ -84,7 +84,7 @@ def peers_latency() -> Figure:
 def peers_training() -> Figure:
     """Accuracy over the cost of training, each learning rate of each model a point, and the best one named."""
     runs = results_of("peers_training-cpu")["runs"]
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
     axes = figure.subplots(1, 2)
     models = dict.fromkeys(name.rpartition(" ")[0] for name in runs)
     for axis, metric, title in zip(axes, ("mean_iou", "boundary_f1_1px"), ("mean IoU, %", "boundary F1 at 1 px, %")):
@@ -100,12 +100,10 @@ def peers_training() -> Figure:
                 color=color,
                 s=[60 if run is best else 12 for run in found],
             )
-            axis.annotate(
-                model,
-                (best["train_seconds"], 100 * best[metric]),
-                xytext=(6, 5),
-                textcoords="offset points",
-            )
+            # A variant lies close to its model, whose name is above.
+            place = {"xytext": (7, -4)} if ", " in model else {"xytext": (0, 7), "horizontalalignment": "center"}
+            point = (best["train_seconds"], 100 * best[metric])
+            axis.annotate(model, point, textcoords="offset points", fontsize="small", **place)
         axis.margins(x=0.2, y=0.12)
         axis.set_xlabel("training step of one thread, s")
         axis.set_title(title)
