@@ -214,7 +214,8 @@ def convert_unept_state_dict(
     """
     if config.decoder_self_attention == "deformable":
         raise ValueError(
-            "decoder_self_attention='deformable' has no weights in the original: use 'pointwise' or 'dense'."
+            "decoder_self_attention='deformable', the default of configurations that do not say, has no weights in "
+            "the original: use 'pointwise' or 'dense', in the configuration or as --decoder_self_attention."
         )
     backbone, backbone_dropped = convert_backbone_state_dict(select_backbone(state_dict), config)
     converted = {f"model.backbone.{key}": value for key, value in backbone.items()}

@@ -77,7 +77,8 @@ class ModelArguments:
     config_overrides: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": 'Fields of UneptConfig that replace those of the preset, as JSON: {"num_feature_levels": 1}.'
+            "help": "Fields of UneptConfig that replace those of the preset or of the trained model, as JSON: "
+            '{"num_feature_levels": 1}.'
         },
     )
     use_pretrained_backbone: bool = field(
@@ -351,8 +352,9 @@ def load_model(
 ) -> UneptForSemanticSegmentation:
     """A new model, or a trained one with the classes of the data set. When resumed, its weights do not matter."""
     if model_args.model_name_or_path:
-        model = UneptForSemanticSegmentation.from_pretrained(
+        model, found = UneptForSemanticSegmentation.from_pretrained(
             model_args.model_name_or_path,
+            output_loading_info=True,
             id2label=dict(class_list.id2label),
             label2id=dict(class_list.label2id),
             semantic_loss_ignore_index=class_list.ignore_index,
@@ -360,6 +362,12 @@ def load_model(
             dtype=torch.float32,
             **(model_args.config_overrides or {}),
         )
+        for keys, what in ((found["unexpected_keys"], "are not used"), (found["missing_keys"], "start new")):
+            if keys:
+                logger.warning(
+                    f"{len(keys)} weights {what}, because {model_args.model_name_or_path} is another model than "
+                    f"config_overrides={model_args.config_overrides} asks for: {', '.join(sorted(keys)[:3])}, ..."
+                )
     else:
         model = UneptForSemanticSegmentation(make_config(model_args, crop_size, class_list))
         if (model_args.use_pretrained_backbone or model_args.backbone_checkpoint) and not is_resumed:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
@@ -530,7 +530,7 @@ def test_memory_savers_and_trackers(tmp_path):
     assert {"loss", "eval/mean_iou"} <= set(events.Tags()["scalars"])
 
 
-def test_from_a_trained_model_to_other_classes(tmp_path):
+def test_from_a_trained_model_to_other_classes(tmp_path, caplog):
     run(tmp_path / "first", max_steps=1, evaluate=False)
     first = weights_of(tmp_path / "first" / "model")
     write_image_folders(tmp_path / "data")
@@ -547,10 +547,23 @@ def test_from_a_trained_model_to_other_classes(tmp_path):
         lr_scheduler_type="step",
         max_steps=1,
     )
+    assert "config_overrides" not in caplog.text
     second = weights_of(tmp_path / "second" / "model")
     assert second["classifier.weight"].shape[0] == 3
     assert torch.equal(first["model.query_embeddings"], second["model.query_embeddings"])
     assert AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "second" / "model").config.id2label[1] == "cat"
+
+
+def test_overrides_that_change_a_trained_model_are_told(tmp_path, caplog):
+    UneptForSemanticSegmentation.from_preset("unept-tiny", num_labels=2).save_pretrained(tmp_path)
+    model_args = trainer.ModelArguments(
+        model_name_or_path=str(tmp_path), config_overrides={"decoder_self_attention": "pointwise"}
+    )
+    PartialState()  # its loggers ask for it
+    trainer.load_model(model_args, 32, class_list_from_data(["a", "b"]), is_resumed=False)
+    unused, new = (record.message for record in caplog.records if "config_overrides" in record.message)
+    assert "16 weights are not used" in unused and "self_attn.attention_weights.bias" in unused
+    assert "8 weights start new" in new and "self_attn.out_proj.weight" in new
 
 
 def test_a_loss_that_is_not_finite_stops_training(tmp_path):

@@ -13,7 +13,8 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# The models of the paper (section 4.1), and one that is small enough to train on a laptop and in tests.
+# The models of the paper (section 4.1) but for the decoder's self-attention, and one that is small enough to train on
+# a laptop and in tests.
 PRESETS = {
     "unept-resnet50": {
         "backbone_config": {

@@ -467,10 +467,10 @@ class UneptPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_preset(cls, name: str, use_pretrained_backbone: bool = False, **kwargs):
         """
-        A model of the paper with new weights.
+        A named model with new weights.
 
         Args:
-            name (`str`): a preset of [`UneptConfig.from_preset`].
+            name (`str`): a preset of [`UneptConfig.from_preset`], which says how it differs from the paper's.
             use_pretrained_backbone (`bool`, *optional*, defaults to `False`):
                 Whether the backbone starts from the weights that timm has for it (ImageNet), which are downloaded.
             **kwargs: fields that replace those of the preset, such as `num_labels`.
