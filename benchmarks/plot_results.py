@@ -82,7 +82,7 @@ def peers_latency() -> Figure:
 
 
 def peers_training() -> Figure:
-    """Accuracy over the cost of training, each learning rate of each model a point, and the best one named."""
+    """Accuracy over the cost of training, each learning rate of each model a point, and the best one large."""
     runs = results_of("peers_training-cpu")["runs"]
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     axes = figure.subplots(1, 2)
@@ -94,20 +94,30 @@ def peers_training() -> Figure:
                 continue
             best = max(found, key=lambda run: run["mean_iou"])
             color = ORANGE if "UN-EPT" in model else BLUE
+            # A variant lies too close to its model for a name.
+            is_variant = ", " in model
             axis.scatter(
                 [run["train_seconds"] for run in found],
                 [100 * run[metric] for run in found],
-                color=color,
+                facecolors="none" if is_variant else [color],
+                edgecolors=[color],
                 s=[60 if run is best else 12 for run in found],
+                label=model if is_variant else None,
             )
-            # A variant lies close to its model, whose name is above.
-            place = {"xytext": (7, -4)} if ", " in model else {"xytext": (0, 7), "horizontalalignment": "center"}
-            point = (best["train_seconds"], 100 * best[metric])
-            axis.annotate(model, point, textcoords="offset points", fontsize="small", **place)
+            if not is_variant:
+                axis.annotate(
+                    model,
+                    (best["train_seconds"], 100 * best[metric]),
+                    xytext=(0, 7),
+                    textcoords="offset points",
+                    horizontalalignment="center",
+                    fontsize="small",
+                )
         axis.margins(x=0.2, y=0.12)
         axis.set_xlabel("training step of one thread, s")
         axis.set_title(title)
         axis.grid(alpha=0.3)
+        axis.legend(loc="lower left", fontsize="small")
     return figure
 
 
