@@ -362,12 +362,14 @@ def load_model(
             dtype=torch.float32,
             **(model_args.config_overrides or {}),
         )
-        for keys, what in ((found["unexpected_keys"], "are not used"), (found["missing_keys"], "start new")):
+        name, overrides = model_args.model_name_or_path, model_args.config_overrides
+        for keys, what in (
+            (found["unexpected_keys"], f"of {name} are not used"),
+            (found["missing_keys"], f"that {name} does not have start new"),
+        ):
             if keys:
-                logger.warning(
-                    f"{len(keys)} weights {what}, because {model_args.model_name_or_path} is another model than "
-                    f"config_overrides={model_args.config_overrides} asks for: {', '.join(sorted(keys)[:3])}, ..."
-                )
+                some = ", ".join(sorted(keys)[:3])
+                logger.warning(f"With config_overrides={overrides}, {len(keys)} weights {what}: {some}, ...")
     else:
         model = UneptForSemanticSegmentation(make_config(model_args, crop_size, class_list))
         if (model_args.use_pretrained_backbone or model_args.backbone_checkpoint) and not is_resumed:
