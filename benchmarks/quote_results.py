@@ -33,13 +33,13 @@ def newest(name: str) -> Path:
 
 
 def with_rows(body: str, start: str) -> str:
-    """The text, with those rows of its tables alone that begin with a word."""
-    kept, is_header = [], True
-    for line in body.split("\n"):
-        if is_header or not line.startswith("|") or line.startswith(f"| {start}"):
-            kept.append(line)
-        is_header = not line.startswith("|") or (is_header and not line.startswith("| ---"))
-    return "\n".join(kept)
+    """The text, with those rows of its tables alone that begin with `start`, below their headers."""
+    lines = body.split("\n")
+    return "\n".join(
+        line
+        for line, following in zip(lines, [*lines[1:], ""])
+        if not line.startswith("|") or line.startswith((f"| {start}", "| ---")) or following.startswith("| ---")
+    )
 
 
 def with_results(text: str) -> str:

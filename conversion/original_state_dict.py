@@ -281,7 +281,7 @@ def load_config(preset: str | None, path: Path | None, **kwargs) -> UneptConfig:
         ValueError: when the file is not the configuration of a UN-EPT.
     """
     if preset is not None:
-        return UneptConfig.from_preset(preset, **{"decoder_self_attention": "pointwise", **kwargs})
+        return UneptConfig.from_preset(preset, decoder_self_attention="pointwise", **kwargs)
     # from_pretrained would look for the name on the Hub.
     if not path.exists():
         raise FileNotFoundError(f"There is no configuration {path}.")
