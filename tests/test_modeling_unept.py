@@ -11,7 +11,7 @@ from transformers import ResNetConfig, SwinConfig
 
 from unept_hf import UneptConfig, UneptForSemanticSegmentation, UneptModel
 from unept_hf.boundary import boundary_targets
-from unept_hf.modeling_unept import UneptDeformableAttention, balanced_cross_entropy
+from unept_hf.modeling_unept import UneptDeformableAttention, UneptMLP, balanced_cross_entropy
 
 
 def tiny_model(**fields):
@@ -171,6 +171,22 @@ def test_an_output_does_not_depend_on_its_batch():
     with torch.no_grad():
         alone = torch.cat([model(image[None]).logits for image in pixel_values])
         torch.testing.assert_close(model(pixel_values).logits, alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.floor
+def test_feed_forward_in_pieces():
+    torch.manual_seed(0)
+    mlp = UneptMLP(UneptConfig.from_preset("unept-tiny")).eval()
+    hidden_states = torch.randn(2, 1100, mlp.fc1.in_features)
+    whole = mlp(hidden_states)
+    sizes = []
+    mlp.fc1.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[:-1].numel()))
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(hidden_states), whole)
+        assert sizes == [1024, 1024, 152]
+        # Graphs keep one matrix product, whatever the number of tokens.
+        exported = torch.export.export(mlp, (hidden_states,))
+    assert sum("linear" in str(node.target) for node in exported.graph.nodes) == 2
 
 
 def test_only_dense_and_deformable_self_attention_mix_queries():

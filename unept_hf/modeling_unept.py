@@ -276,8 +276,15 @@ class UneptMLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
+    def _feed_forward(self, hidden_states: Tensor) -> Tensor:
         return self.fc2(self.dropout(self.activation_fn(self.fc1(hidden_states))))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if hidden_states.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._feed_forward(hidden_states)
+        # What lies between the two layers is several times as large as the input; in pieces it stays in the cache.
+        pieces = hidden_states.flatten(0, -2).split(1024)
+        return torch.cat([self._feed_forward(piece) for piece in pieces]).view_as(hidden_states)
 
 
 class UneptEncoderLayer(GradientCheckpointingLayer):
