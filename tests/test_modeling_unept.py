@@ -418,10 +418,12 @@ def test_pretrained_weights_of_timm(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["pointwise", "dense", "deformable"])
-def test_compile(mode):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compile(mode, backend):
+    """Without a graph break. The default backend takes most of a minute to build its code."""
     model, pixel_values = tiny_model(decoder_self_attention=mode), images()
     with torch.no_grad():
-        compiled = torch.compile(model, fullgraph=True)(pixel_values)
+        compiled = torch.compile(model, fullgraph=True, backend=backend)(pixel_values)
         torch.testing.assert_close(compiled.logits, model(pixel_values).logits, atol=1e-3, rtol=0)
 
 
