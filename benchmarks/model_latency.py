@@ -3,15 +3,17 @@
 How long does a UN-EPT take for one image on the CPU, and what do the kernel and the fast mode change?
 
 Each preset, with random weights, runs with the attention of transformers (its `grid_sample` form), with our kernel,
-and in fast mode: bfloat16 and channels_last, once as it is and once compiled. Logits are compared before anything is
-timed.
+with feed-forward layers that take all tokens at once instead of pieces, and in fast mode: bfloat16 and channels_last,
+once as it is and once compiled. Logits are compared before anything is timed.
 
     python benchmarks/model_latency.py --repeats 7
 """
 
 import argparse
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from results_file import RESULTS, cpu_device, today, versions, write_results
@@ -30,16 +32,15 @@ def transformers_attention(value, spatial_shapes, reference_points, offsets, log
     return MultiScaleDeformableAttention()(value, None, spatial_shapes, None, locations, weights, 64)
 
 
-def run_with(attention, function, pixel_values):
-    ours = modeling.deformable_attention
-    modeling.deformable_attention = attention or ours
-    try:
-        with torch.inference_mode():
-            start = time.perf_counter()
-            logits = function(pixel_values).logits
-            return time.perf_counter() - start, logits
-    finally:
-        modeling.deformable_attention = ours
+FALLBACK = patch.object(modeling, "deformable_attention", transformers_attention)
+WHOLE = patch.object(modeling.UneptMLP, "forward", modeling.UneptMLP._feed_forward)
+
+
+def run_with(change, function, pixel_values):
+    with change, torch.inference_mode():
+        start = time.perf_counter()
+        logits = function(pixel_values).logits
+        return time.perf_counter() - start, logits
 
 
 def main():
@@ -61,12 +62,17 @@ def main():
         fast = fast.to(torch.bfloat16, memory_format=torch.channels_last)
         fast_image = image.to(torch.bfloat16, memory_format=torch.channels_last)
         contestants = {
-            "float32, transformers' fallback": (transformers_attention, model, image),
-            "float32, our kernel": (None, model, image),
-            "bfloat16, channels_last, our kernel": (None, fast, fast_image),
+            "float32, transformers' fallback": (FALLBACK, model, image),
+            "float32, our kernel, feed-forward layers at once": (WHOLE, model, image),
+            "float32, our kernel": (nullcontext(), model, image),
+            "bfloat16, channels_last, our kernel": (nullcontext(), fast, fast_image),
         }
         if not arguments.no_compile:
-            contestants["bfloat16, channels_last, our kernel, compiled"] = (None, torch.compile(fast), fast_image)
+            contestants["bfloat16, channels_last, our kernel, compiled"] = (
+                nullcontext(),
+                torch.compile(fast),
+                fast_image,
+            )
 
         logits = {name: run_with(*contestant)[1].float() for name, contestant in contestants.items()}
         expected = logits["float32, transformers' fallback"]

@@ -1,5 +1,6 @@
 """The model itself: shapes, modes, losses, initialisation, bad input, compilation and export."""
 
+import copy
 import math
 
 import pytest
@@ -178,12 +179,13 @@ def test_feed_forward_in_pieces():
     torch.manual_seed(0)
     mlp = UneptMLP(UneptConfig.from_preset("unept-tiny")).eval()
     hidden_states = torch.randn(2, 1100, mlp.fc1.in_features)
-    whole = mlp(hidden_states)
     sizes = []
     mlp.fc1.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[:-1].numel()))
+    whole = mlp(hidden_states)
     with torch.no_grad():
         torch.testing.assert_close(mlp(hidden_states), whole)
-        assert sizes == [1024, 1024, 152]
+        copy.deepcopy(mlp).to("meta")(hidden_states.to("meta"))
+        assert sizes == [2200, 1024, 1024, 152, 2200]
         # Graphs keep one matrix product, whatever the number of tokens.
         exported = torch.export.export(mlp, (hidden_states,))
     assert sum("linear" in str(node.target) for node in exported.graph.nodes) == 2
