@@ -16,7 +16,14 @@ from safetensors.torch import load_file, save_file
 import unept_hf.export
 from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor, UneptModel
 from unept_hf.cli import main
-from unept_hf.export import export_aot_inductor, export_onnx, export_torch, largest_difference, quantize_onnx
+from unept_hf.export import (
+    LogitsOnly,
+    export_aot_inductor,
+    export_onnx,
+    export_torch,
+    largest_difference,
+    quantize_onnx,
+)
 from unept_hf.hub import export
 
 
@@ -90,6 +97,13 @@ def test_onnx_in_onnx_runtime(onnx_file, model):
     metadata = {name: json.loads(text) for name, text in metadata.items()}
     assert metadata["id2label"] == {str(index): name for index, name in model.config.id2label.items()}
     assert metadata["size_divisor"] == 8 and metadata["image_mean"] == [0.5, 0.5, 0.5]
+
+
+def test_onnx_without_our_function(model):
+    """PyTorch's own export takes the plain form of the attention too, without being told."""
+    pytest.importorskip("onnxscript", reason="needs the extra 'export'")
+    program = torch.onnx.export(LogitsOnly(model).eval(), (images(1, 3, 64, 48),), dynamo=True, verbose=False)
+    assert {node.domain for node in program.model.graph} == {""}
 
 
 def test_int8(onnx_file, model, tmp_path):

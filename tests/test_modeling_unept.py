@@ -421,8 +421,10 @@ def test_pretrained_weights_of_timm(monkeypatch):
 
 @pytest.mark.parametrize("mode", ["pointwise", "dense", "deformable"])
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compile(mode, backend):
+def test_compile(mode, backend, monkeypatch, tmp_path):
     """Without a graph break. The default backend takes most of a minute to build its code."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("CI", "1")  # Inductor is stricter there
     model, pixel_values = tiny_model(decoder_self_attention=mode), images()
     with torch.no_grad():
         compiled = torch.compile(model, fullgraph=True, backend=backend)(pixel_values)

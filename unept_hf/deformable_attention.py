@@ -74,7 +74,9 @@ def _why_not(name, *arguments) -> str | None:
 def _choose_kernel(*arguments):
     """The kernel for these tensors, or `None` for plain PyTorch."""
     value = arguments[0]
-    if _backend == "torch":
+    # ONNX knows no operator of ours. A decomposition would serve it too, but with CI=1 in the environment, Inductor
+    # refuses to call operators that have one.
+    if _backend == "torch" or torch.onnx.is_in_onnx_export():
         return None
     name = _AUTOMATIC.get(value.device.type) if _backend == "auto" else _backend
     if name is None:
@@ -466,9 +468,6 @@ def _register(name: str, arguments: str, with_reference_points: bool) -> None:
     for key in ("AutocastCPU", "AutocastCUDA"):
         keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
         _library.impl(name, autocast(keys), key)
-    # Exporters that know no operator of ours, such as ONNX's, trace the plain form.
-    plain = complete(lambda value, sizes, *others: _plain_attention(value, _pairs(sizes), *others), 0)
-    torch._decomp.register_decomposition(getattr(torch.ops.unept_hf, name).default)(plain)
 
 
 _library = torch.library.Library("unept_hf", "FRAGMENT")
