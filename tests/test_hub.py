@@ -78,7 +78,20 @@ for code in re.findall("```python\\n(.*?)```", Path("model/README.md").read_text
 model.save_pretrained("saved")
 load(AutoImageProcessor).save_pretrained("saved")
 assert {file.name for file in Path("saved").glob("*.py")} == {file.name for file in Path("model").glob("*.py")}
-check("saved", [({}, torchvision)])
+check("saved", backends)
+
+# Whichever backend is saved, both can be loaded from what it wrote, again and again.
+folder = "model"
+for kwargs, name in backends[1:] * 2:
+    saved = f"{folder}_{kwargs['backend']}"
+    load(AutoImageProcessor, folder, **kwargs).save_pretrained(saved)
+    auto_maps = [json.loads(Path(one, "preprocessor_config.json").read_text())["auto_map"] for one in ("model", saved)]
+    assert auto_maps[0] == auto_maps[1]
+    for kwargs, name in backends:
+        image_processor = load(AutoImageProcessor, saved, **kwargs)
+        assert type(image_processor).__name__ == name, (type(image_processor), saved, kwargs)
+        assert image_processor(Image.open("image.jpg"), return_tensors="pt")["pixel_values"].shape == (1, 3, 32, 48)
+    folder = saved
 """
 
 
@@ -188,6 +201,15 @@ def test_save_pretrained_stays_plain(model, tmp_path):
     model.save_pretrained(tmp_path)
     assert set(os.listdir(tmp_path)) == {"config.json", "model.safetensors"}
     assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
+
+
+def test_save_pretrained_of_what_was_loaded_from_an_export_stays_plain(model, image_processor, tmp_path):
+    folder = export(model, image_processor, tmp_path / "model")
+    for backend in ("torchvision", "pil"):
+        AutoImageProcessor.from_pretrained(folder, backend=backend).save_pretrained(tmp_path / backend)
+        assert os.listdir(tmp_path / backend) == ["preprocessor_config.json"]
+        # With it but without the code, the folder would ask for trust_remote_code, and not load.
+        assert "auto_map" not in json.loads((tmp_path / backend / "preprocessor_config.json").read_text())
 
 
 def test_overwrite_replaces_everything(model, image_processor, tmp_path):

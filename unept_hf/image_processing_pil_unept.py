@@ -13,7 +13,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import PIL.Image
@@ -642,6 +642,26 @@ class UneptPreprocessing:
         return largest
 
     post_process_semantic_segmentation = staticmethod(post_process_semantic_segmentation)
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        What is written as `preprocessor_config.json`. Where the code travels with it, that is said of both backends:
+        transformers would name this class alone, and copy its file without the other's.
+        """
+        content = super().to_dict()
+        # What was read from a folder with code, for the installed package brings its own.
+        content.pop("auto_map", None)
+        if self._auto_class is not None:
+            # This import is what transformers finds the other file by.
+            from .image_processing_unept import UneptImageProcessor
+
+            classes = {"torchvision": UneptImageProcessor, "pil": UneptImageProcessorPil}
+            content["auto_map"] = {
+                self._auto_class: {
+                    backend: f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}" for backend, cls in classes.items()
+                }
+            }
+        return content
 
 
 class UneptImageProcessorPil(UneptPreprocessing, PilBackend):
