@@ -6,6 +6,7 @@ the conversion scripts share: their arguments, the configuration and the exit co
 
 import argparse
 import math
+import pickle
 import re
 import sys
 from collections import defaultdict
@@ -70,12 +71,15 @@ def load_original_state_dict(path: str | Path) -> dict[str, Tensor]:
             raise ValueError(
                 f"{path} holds Python objects ({refused[1]}) beside the weights. They are not loaded, because that "
                 "can run code: save its state dict alone, with torch.save(state_dict, path)."
-            ) from error
+            ) from None
         reason = (str(error).splitlines() or ["no reason given"])[0]
+        if isinstance(error, pickle.UnpicklingError):
+            # PyTorch's own words advise to load it without checks.
+            reason = "it is not plain tensors, and cannot be loaded safely"
         raise ValueError(
             f"{path} is not a PyTorch checkpoint, or is incomplete ({type(error).__name__}: {reason}). "
             "Download it again."
-        ) from error
+        ) from None
     for key in ("state_dict", "model"):
         if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
             checkpoint = checkpoint[key]

@@ -6,6 +6,7 @@ taken for a whole one.
 
 import os
 import shutil
+import traceback
 
 import pytest
 import torch
@@ -94,3 +95,21 @@ def test_load_whole(tmp_path):
         load_whole(str(folder))
     assert "classifier.bias is missing, classifier.weight has shape (5, 96, 1, 1)" in str(error.value)
     assert f"instead of {wanted}." in str(error.value)
+
+
+class Poison:
+    """Unpickled without checks, it would run a command."""
+
+    def __reduce__(self):
+        return os.system, ("exit 1",)
+
+
+def test_weights_that_would_run_code(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(SYNTHETIC_SCENES, folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({"classifier.bias": Poison()}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="model is not plain tensors, and cannot be loaded safely") as error:
+        load_whole(str(folder))
+    # PyTorch's advice is to load it all the same.
+    assert "weights_only" not in "".join(traceback.format_exception(error.value))

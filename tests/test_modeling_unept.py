@@ -2,6 +2,8 @@
 
 import copy
 import math
+import os
+import traceback
 
 import pytest
 import timm
@@ -417,6 +419,28 @@ def test_pretrained_weights_of_timm(monkeypatch):
     monkeypatch.setattr(timm, "create_model", online)
     model = UneptModel.from_preset("unept-tiny", use_pretrained_backbone=True)
     assert (next(model.backbone.parameters()) == 0.5).all()
+
+
+class Poison:
+    """Unpickled without checks, it would run a command."""
+
+    def __reduce__(self):
+        return os.system, ("exit 1",)
+
+
+@pytest.mark.parametrize("content", ["object", "text"])
+def test_weights_of_timm_that_would_run_code(content, tmp_path):
+    file = tmp_path / "weights.pth"
+    torch.save({"conv1.0.weight": Poison()}, file)
+    if content == "text":
+        file.write_text("<html>Not found</html>")
+    backbone = UneptConfig.from_preset("unept-tiny").backbone_config.to_dict()
+    backbone["model_args"] = {"pretrained_cfg_overlay": {"file": str(file)}}
+    model = tiny_model(backbone_config=backbone)
+    with pytest.raises(OSError, match="'test_resnet' is not plain tensors, and cannot be loaded safely") as error:
+        model.load_pretrained_backbone()
+    # PyTorch's advice is to load it all the same.
+    assert "weights_only" not in "".join(traceback.format_exception(error.value))
 
 
 @pytest.mark.parametrize("mode", ["pointwise", "dense", "deformable"])

@@ -11,6 +11,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel
 
+from .modeling_unept import plain_tensors
+
 
 def _prefix(directory: Path) -> str:
     return f".{directory.name}."
@@ -78,13 +80,15 @@ def load_whole(name: str, **kwargs) -> tuple[PreTrainedModel, BaseImageProcessor
 
     Raises:
         OSError: when there is no such model, or when its weights are damaged.
-        ValueError: when weights are missing, or of another shape than the configuration says.
+        ValueError: when weights are missing, or of another shape than the configuration says; when they are a pickle
+            of more than tensors.
     """
     processor = AutoImageProcessor.from_pretrained(name, **kwargs)
     try:
-        model, found = AutoModelForSemanticSegmentation.from_pretrained(
-            name, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
+        with plain_tensors(name):
+            model, found = AutoModelForSemanticSegmentation.from_pretrained(
+                name, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
     except SafetensorError as error:
         raise OSError(f"The weights of {name} are damaged ({error}): copy or download them again.") from error
     problems = [

@@ -6,7 +6,9 @@ Source: Zhu et al., "A Unified Efficient Pyramid Transformer for Semantic Segmen
 """
 
 import math
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -105,6 +107,28 @@ class UneptSemanticSegmenterOutput(ModelOutput):
     sampling_locations: tuple[Tensor, ...] | None = None
 
 
+@contextmanager
+def plain_tensors(name: str) -> Iterator[None]:
+    """
+    For a block that loads from a file or a folder, `name`. PyTorch and timm refuse what is more than tensors with the
+    advice to load it without checks (`weights_only=False`), which runs whatever code the file names: it is not passed
+    on.
+
+    Raises:
+        ValueError: in place of their errors.
+    """
+    try:
+        yield
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        # timm has a RuntimeError of its own for this.
+        if not isinstance(error, pickle.UnpicklingError) and "weights_only" not in str(error):
+            raise
+        raise ValueError(
+            f"{name} is not plain tensors, and cannot be loaded safely: it is damaged, or holds Python objects, which "
+            "can run code. Get it as .safetensors, or from another source."
+        ) from None
+
+
 def create_backbone(config: UneptConfig, **kwargs) -> PreTrainedModel:
     """The backbone that `config.backbone_config` describes, with random weights; `kwargs` go to timm."""
     backbone_config = config.backbone_config
@@ -122,7 +146,8 @@ def create_backbone(config: UneptConfig, **kwargs) -> PreTrainedModel:
             # Vision transformers of timm take one image size only, unless they are told otherwise.
             if hasattr(probe, "dynamic_img_size"):
                 model_args["dynamic_img_size"] = True
-        return AutoBackbone.from_config(backbone_config, **model_args, **kwargs)
+        with plain_tensors(f"What timm has for {backbone_config.backbone!r}"):
+            return AutoBackbone.from_config(backbone_config, **model_args, **kwargs)
     except (AssertionError, IndexError, RuntimeError, TypeError) as error:
         raise ValueError(
             f"timm can not make the backbone_config with backbone={backbone_config.backbone!r}, "
