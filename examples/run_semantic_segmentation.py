@@ -28,11 +28,10 @@ import datasets
 import timm.layers
 import torch
 import transformers
-import yaml
 from accelerate import Accelerator, DistributedType
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast, broadcast_object_list, reduce, set_seed
-from huggingface_hub import EvalResult, ModelCard, create_repo, upload_folder, whoami
+from huggingface_hub import create_repo, upload_folder, whoami
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -47,8 +46,17 @@ from unept_hf.data.class_lists import ClassList
 from unept_hf.data.segmentation_datasets import hold_out, load_segmentation_dataset
 from unept_hf.data.training_order import AugmentedDataset, AugmentedStream, TrainingOrder
 from unept_hf.evaluation import evaluate_model
-from unept_hf.hub import default_model_card, export
+from unept_hf.hub import (
+    dataset_title,
+    default_model_card,
+    describe_backbone,
+    export,
+    is_private,
+    picture_line,
+    with_metadata,
+)
 from unept_hf.model_folder import new_folder, remove_leftovers
+from unept_hf.modeling_unept import plain_tensors
 from unept_hf.training_checkpoints import (
     commit_checkpoint,
     latest_checkpoint,
@@ -60,6 +68,8 @@ from unept_hf.visualization import color_label_map
 
 
 logger = get_logger(__name__)
+
+PREDICTIONS_IMAGE = "predictions.png"  # in the folder of a model, if it may be published
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -230,6 +240,16 @@ class RunArguments:
     push_to_hub: bool = field(default=False, metadata={"help": "Upload the final model."})
     hub_model_id: str | None = field(default=None, metadata={"help": "Where to; otherwise the name of output_dir."})
     hub_private_repo: bool = field(default=False, metadata={"help": "Whether a new repository is private."})
+    hub_prediction_pictures: bool = field(
+        default=False,
+        metadata={
+            "help": "Put a picture of evaluation images, ground truth and predictions into the folders of models, and "
+            "so onto the Hub. It shows your data."
+        },
+    )
+    license: str | None = field(
+        default=None, metadata={"help": "License of the weights for the model card, as the Hub spells it: cc-by-4.0."}
+    )
 
     def __post_init__(self):
         if isinstance(self.lr_scheduler_kwargs, str):
@@ -266,7 +286,8 @@ FREE_OPTIONS = {
     "output_dir", "dataloader_num_workers", "cpu", "logging_steps", "eval_steps",
     "save_steps", "save_total_limit", "evaluate", "evaluation_mode", "eval_split", "max_eval_images",
     "num_prediction_images", "load_best_model_at_end", "resume_from_checkpoint", "report_to", "run_name",
-    "disable_tqdm", "push_to_hub", "hub_model_id", "hub_private_repo", "use_pretrained_backbone",
+    "disable_tqdm", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_prediction_pictures",
+    "license", "use_pretrained_backbone",
     "backbone_checkpoint", "model_name_or_path", "class_list", "num_synthetic_eval_scenes",
 }  # fmt: skip
 # ... and what changes it in a way that can be meant.
@@ -352,16 +373,17 @@ def load_model(
 ) -> UneptForSemanticSegmentation:
     """A new model, or a trained one with the classes of the data set. When resumed, its weights do not matter."""
     if model_args.model_name_or_path:
-        model, found = UneptForSemanticSegmentation.from_pretrained(
-            model_args.model_name_or_path,
-            output_loading_info=True,
-            id2label=dict(class_list.id2label),
-            label2id=dict(class_list.label2id),
-            semantic_loss_ignore_index=class_list.ignore_index,
-            ignore_mismatched_sizes=True,
-            dtype=torch.float32,
-            **(model_args.config_overrides or {}),
-        )
+        with plain_tensors(model_args.model_name_or_path):
+            model, found = UneptForSemanticSegmentation.from_pretrained(
+                model_args.model_name_or_path,
+                output_loading_info=True,
+                id2label=dict(class_list.id2label),
+                label2id=dict(class_list.label2id),
+                semantic_loss_ignore_index=class_list.ignore_index,
+                ignore_mismatched_sizes=True,
+                dtype=torch.float32,
+                **(model_args.config_overrides or {}),
+            )
         name, overrides = model_args.model_name_or_path, model_args.config_overrides
         for keys, what in (
             (found["unexpected_keys"], f"of {name} are not used"),
@@ -802,7 +824,8 @@ class SegmentationTrainer:
         """Goes on from a checkpoint, after a look at whether this is the same training."""
         content = json.loads((checkpoint / "checkpoint.json").read_text(encoding="utf-8"))
         self.check_resumed(checkpoint, content)
-        self.accelerator.load_state(checkpoint)
+        with plain_tensors(str(checkpoint)):
+            self.accelerator.load_state(checkpoint)
         self.set_learning_rates()
         self.accelerator.step = 0  # counts accumulated pieces, of which there may be another number now
         if self.average is not None:
@@ -812,6 +835,9 @@ class SegmentationTrainer:
         self.best_mean_iou = content["best_mean_iou"]
         self.evaluated_step = content["evaluated_step"]
         self.metrics = content["metrics"]
+        # The model card says what the training started from, which a run that goes on need not be told again.
+        for name in ("use_pretrained_backbone", "backbone_checkpoint", "model_name_or_path"):
+            setattr(self.model_args, name, content["options"].get(name))
         logger.info(f"Resumed from {checkpoint}")
 
     def set_learning_rates(self) -> None:
@@ -1050,66 +1076,56 @@ class SegmentationTrainer:
                 state_dict=state_dict,
                 model_card=self.model_card(),
             )
-            picture = self.picture(self.evaluated_step)
-            if picture.is_file():
-                shutil.copyfile(picture, directory / "predictions.png")
+            if self.has_published_picture():
+                shutil.copyfile(self.picture(self.evaluated_step), directory / PREDICTIONS_IMAGE)
         self.accelerator.wait_for_everyone()
+
+    def has_published_picture(self) -> bool:
+        """Whether the folder of the model gets a picture, which shows images of the data set."""
+        return self.run_args.hub_prediction_pictures and self.picture(self.evaluated_step).is_file()
 
     def model_card(self) -> str:
         """The model card with what is known about this training."""
-        run_args, data_args = self.run_args, self.data_args
-        name = self.repository_name()
-        card = ModelCard(default_model_card(name, self.config.num_labels))
-        card.data.tags = ["semantic-segmentation", "unept"]
-        is_local = Path(data_args.dataset_name).exists()
-        dataset_name = Path(data_args.dataset_name).name if is_local else data_args.dataset_name
-        if "/" in dataset_name:
-            card.data.datasets = [dataset_name]
-        lines = [
-            "",
-            "## Training",
-            "",
-            f"Trained for {self.step} steps of {run_args.train_batch_size} crops ({data_args.crop_size} x "
-            f"{data_args.crop_size}) on the split `{data_args.train_split}` of `{dataset_name}`, with seed "
-            f"{run_args.seed}, by `examples/run_semantic_segmentation.py` of unept-hf {__version__} (torch "
-            f"{torch.__version__}, transformers {transformers.__version__}).",
-        ]
-        if self.metrics:
-            names = {"mean_iou": "mean IoU", "mean_accuracy": "mean accuracy", "overall_accuracy": "pixel accuracy"}
-            split = "a held-out share" if data_args.eval_fraction else f"`{data_args.eval_split}`"
-            how = {"whole": "whole", "slide": "in sliding windows"}[run_args.evaluation_mode]
-            lines += [
-                "",
-                f"| {self.metrics['num_images']} images of {split}, {how}, at one scale | |",
-                "| --- | --- |",
-            ]
-            lines += [f"| {label} | {self.metrics[key]:.4f} |" for key, label in names.items()]
-            if self.picture(self.evaluated_step).is_file():
-                lines += ["", "![Image, ground truth and prediction](predictions.png)"]
-            card.data.model_name = name
-            card.data.eval_results = [
-                EvalResult(
-                    task_type="image-segmentation",
-                    dataset_type=dataset_name,
-                    dataset_name=self.class_list.name,
-                    dataset_split=data_args.eval_split,
-                    metric_type=key,
-                    metric_name=label,
-                    metric_value=round(self.metrics[key], 4),
-                )
-                for key, label in names.items()
-            ]
-        # Paths are private to the machine.
-        hidden = {"output_dir", "data_dir", "image_dir", "label_dir", "resume_from_checkpoint", "hub_model_id"}
+        model_args, data_args, run_args = self.model_args, self.data_args, self.run_args
+        if model_args.model_name_or_path:
+            trained = model_args.model_name_or_path
+            started_from = "a trained model" if is_private(trained) else f"the trained model `{trained}`"
+        elif model_args.backbone_checkpoint:
+            started_from = "a checkpoint file"
+        elif model_args.use_pretrained_backbone:
+            started_from = "timm's pretrained weights"
+        else:
+            started_from = "random weights"
+        # Those of the upload are no part of the training.
         options = {
             name: value
             for name, value in self.options().items()
-            if name not in hidden and not (isinstance(value, str) and Path(value).exists())
+            if not name.startswith("hub_") and name not in ("push_to_hub", "license")
         }
-        lines += ["", "<details><summary>All options</summary>", "", "```yaml"]
-        lines += [yaml.safe_dump(options, sort_keys=False).rstrip(), "```", "", "</details>", ""]
-        card.text = card.text.rstrip() + "\n" + "\n".join(lines)
-        return str(card)
+        evaluation = None
+        if self.metrics:
+            held_out = f"a held-out share of {data_args.train_split}"
+            evaluation = {
+                **self.metrics,
+                "dataset": data_args.dataset_name,
+                "split": held_out if data_args.eval_fraction else data_args.eval_split,
+                "settings": {"mode": run_args.evaluation_mode},
+            }
+        return default_model_card(
+            self.repository_name(),
+            self.config.num_labels,
+            license=run_args.license,
+            backbone=describe_backbone(self.config, started_from),
+            dataset=data_args.dataset_name,
+            training=f"Trained for {self.step} steps of {run_args.train_batch_size} crops ({data_args.crop_size} x "
+            f"{data_args.crop_size}) on the split `{data_args.train_split}` of "
+            f"{dataset_title(data_args.dataset_name)}, with seed {run_args.seed}, by "
+            f"`examples/run_semantic_segmentation.py` of unept-hf {__version__} (torch {torch.__version__}, "
+            f"transformers {transformers.__version__}).",
+            training_options=options,
+            evaluation=evaluation,
+            picture=PREDICTIONS_IMAGE if self.has_published_picture() else None,
+        )
 
     def repository_name(self) -> str:
         return self.run_args.hub_model_id or self.output_dir.resolve().name
@@ -1124,6 +1140,13 @@ class SegmentationTrainer:
             if self.accelerator.is_main_process:
                 with new_folder(final, overwrite=True) as folder:
                     shutil.copytree(self.output_dir / "best_model", folder, dirs_exist_ok=True)
+                    # What may be published is for this run to say, though an earlier one may have written the model.
+                    card = folder / "README.md"
+                    text = with_metadata(card.read_text(encoding="utf-8"), license=self.run_args.license)
+                    if not self.run_args.hub_prediction_pictures:
+                        (folder / PREDICTIONS_IMAGE).unlink(missing_ok=True)
+                        text = text.replace(picture_line(PREDICTIONS_IMAGE), "")
+                    card.write_text(text, encoding="utf-8")
         else:
             self.export_model(final)
         self.log.draw()

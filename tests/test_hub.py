@@ -180,12 +180,13 @@ def test_content(model, image_processor, tmp_path):
         }
     }
     card = ModelCard.load(folder / "README.md")
+    # No license: that of the weights is for their owner to choose.
     assert card.data.to_dict() == {
         "library_name": "transformers",
         "pipeline_tag": "image-segmentation",
-        "license": "apache-2.0",
+        "tags": ["semantic-segmentation", "unept"],
     }
-    assert "5 classes" in card.text
+    assert "5 classes" in card.text and "timm `test_resnet`" in card.text
 
 
 def test_both_backends_export_the_same(model, image_processor, tmp_path):

@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from safetensors.torch import load_file
 from transformers.utils import logging
 
 from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor, cli
-from unept_hf.hub import default_model_card, export, push_to_hub, source_files
+from unept_hf.hub import default_model_card, describe_backbone, export, push_to_hub, source_files
 
 
 TOKEN = "hf_writer"
@@ -117,7 +118,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def validate_yaml(self, state, body, query):
         content = json.loads(body)["content"]
         data = yaml.safe_load(content.split("---\n")[1])
-        errors = [] if {"license", "library_name"} <= data.keys() else [{"message": "license is missing"}]
+        errors = [] if "library_name" in data else [{"message": "library_name is missing"}]
         self.answer(400 if errors else 200, {"errors": errors, "warnings": []})
 
     def preupload(self, state, body, query, name, branch):
@@ -351,7 +352,12 @@ def test_command(hub, model, processor, image, tmp_path, capsys):
     files = files_of(hub, "somebody/my-unept")
     assert "example.jpg" in files and files["modeling_unept.py"]
     expected = default_model_card(
-        "somebody/my-unept", 5, license="mit", evaluation=EVALUATION, training_options=TRAINING_OPTIONS
+        "somebody/my-unept",
+        5,
+        license="mit",
+        backbone=describe_backbone(model.config),
+        evaluation=EVALUATION,
+        training_options=TRAINING_OPTIONS,
     )
     assert ModelCard(files["README.md"].decode()).text == ModelCard(expected).text
     # The same options for a folder.
@@ -372,8 +378,138 @@ def test_command(hub, model, processor, image, tmp_path, capsys):
 
 def test_evaluations_without_metrics_or_data_set(tmp_path):
     for evaluation in ({}, {"dataset": "synthetic"}, {"mean_iou": 0.5}):
-        with pytest.raises(ValueError, match="has to hold the name of the data set under 'dataset'"):
+        with pytest.raises(ValueError, match="must hold the name of the data set under 'dataset'"):
             default_model_card("my-unept", 5, evaluation=evaluation)
-    (tmp_path / "secret").mkdir()
-    card = default_model_card("my-unept", 5, evaluation={"dataset": str(tmp_path / "secret"), "mean_iou": 0.5})
-    assert str(tmp_path) not in card and "dataset" in card and "`secret`" in card
+
+
+# Whatever looks like a place on somebody's machine, whether it exists or not.
+SECRET_PLACES = [
+    "/secret/data", "./secret/data", "../secret", ".secret", "~/secret", "~secret/data", "\\secret\\data",
+    "C:\\secret", "c:/secret", "D:secret", "\\\\server\\secret", "file:///secret/data", "file:secret",
+    "s3://secret/data", "local-dir:/secret/data", "$HOME/secret", "%USERPROFILE%\\secret", "clients/secret/data",
+    " /secret", "secret/list.json", '{"backbone": "/secret/data"}', "--data_dir=/secret/data",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", [*SECRET_PLACES, pytest.param(pathlib.Path("secret"), id="Path")])
+def test_cards_show_no_private_path(place):
+    backbone = {"model_type": "timm_backbone", "backbone": place, "out_indices": [1, 2]}
+    options = {
+        "max_steps": 3,
+        "class_list": place,
+        "config_overrides": {"num_feature_levels": 2, "backbone_config": backbone},
+        "report_to": ["tensorboard", place, [place, {"name": place, place: 1, "width": 7}]],
+    }
+    evaluation = EVALUATION | {"dataset": place, "split": place, "settings": {"mode": "whole", "data": place}}
+    card = default_model_card("my-unept", 5, evaluation=evaluation, training_options=options)
+    assert "secret" not in card
+    published = yaml.safe_load(card.partition("```yaml\n")[2].partition("```")[0])
+    assert published == {
+        "max_steps": 3,
+        "config_overrides": {
+            "num_feature_levels": 2,
+            "backbone_config": {"model_type": "timm_backbone", "out_indices": [1, 2]},
+        },
+        "report_to": ["tensorboard", [{"width": 7}]],
+    }
+    assert "on a private data set" in card
+    assert {one.dataset_name for one in ModelCard(card).data.eval_results} == {"a private data set"}
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "output_dir", "data_dir", "image_dir", "label_dir", "resume_from_checkpoint", "backbone_checkpoint",
+        "hub_model_id",
+    ],
+)  # fmt: skip
+def test_options_that_name_folders_are_private_however_they_are_written(option):
+    card = default_model_card("my-unept", 5, training_options={"max_steps": 3, option: "secret"})
+    assert "secret" not in card and "max_steps: 3" in card
+
+
+def test_options_that_are_no_paths_are_shown():
+    options = {
+        "dataset_name": "somebody/scenes",
+        "model_name_or_path": "https://huggingface.co/somebody/my-unept",
+        "backbone": "resnet50.a1_in1k",
+        "weights": "hf-hub:timm/resnet50.a1_in1k",
+        "train_split": "train[:50%]+validation",
+        "scale": [0.5, 1],
+        "lr_scheduler_kwargs": {"power": 0.9},
+        "note": "16 crops, and/or fewer: see the paper",
+        "mixed_precision": None,
+    }
+    card = default_model_card("my-unept", 5, training_options=options)
+    assert yaml.safe_load(card.partition("```yaml\n")[2].partition("```")[0]) == options
+
+
+def test_private_files_that_exist(tmp_path, monkeypatch):
+    """Bare names too, but not the names of well-known data sets, of which there may be a folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("secret", "cityscapes", "somebody/scenes", "somebody/my-unept", "validation"):
+        (tmp_path / name).mkdir(parents=True)
+    for name, title in {
+        "secret": "a private data set",
+        "somebody/scenes": "a private data set",
+        "image_folders": "a private data set",
+        "imagefolder": "a private data set",
+        "cityscapes": "cityscapes",
+        "somebody/harbours": "somebody/harbours",
+    }.items():
+        evaluation = {"dataset": name, "mean_iou": 0.5, "split": "validation"}
+        options = {"class_list": "secret"}
+        card = default_model_card("somebody/my-unept", 5, evaluation=evaluation, training_options=options)
+        assert "secret" not in card and "# somebody/my-unept\n" in card and "(split `validation`)" in card
+        assert ModelCard(card).data.eval_results[0].dataset_name == title
+        assert f"on {title}" in card
+
+
+@pytest.mark.parametrize(
+    "name", ["/home/jane/my-unept", "~/my-unept", "C:my-unept", "C:\\jane\\my-unept", "./jane/my-unept/"]
+)
+def test_the_name_of_a_card_is_no_path(name):
+    card = default_model_card(name, 5, evaluation=EVALUATION)
+    assert "jane" not in card and 'repository = "my-unept"' in card and "\n# my-unept\n" in card
+    assert ModelCard(card).data.model_name == "my-unept"
+
+
+def test_what_a_card_says_of_its_model(model, processor, tmp_path):
+    card = default_model_card(
+        "my-unept",
+        5,
+        backbone=describe_backbone(model.config, "timm's pretrained weights"),
+        dataset="somebody/scenes",
+        training="For 3 steps.",
+        evaluation=EVALUATION,
+        picture="predictions.png",
+    )
+    assert "timm `test_resnet`, which started from timm's pretrained weights" in card and "For 3 steps." in card
+    assert "Evaluated on synthetic (split `validation`), 60 images" in card
+    assert "](predictions.png)" in card and ModelCard(card).data.datasets == ["somebody/scenes"]
+    # Only what is known.
+    card = default_model_card("my-unept", 5)
+    assert not any(word in card for word in ("ackbone", "## ", "license", "predictions.png"))
+    config = model.config.__class__.from_dict(model.config.to_dict())
+    config.backbone_config.backbone = "local-dir:/secret/backbone"
+    assert "secret" not in describe_backbone(config) and "timm" in describe_backbone(config)
+
+
+def test_license(hub, model, processor, tmp_path):
+    push_to_hub(model, processor, "somebody/my-unept")
+    assert b"license:" not in files_of(hub, "somebody/my-unept")["README.md"]
+    push_to_hub(model, processor, "somebody/my-unept", license="mit")
+    assert b"license: mit" in files_of(hub, "somebody/my-unept")["README.md"]
+    # In a card of one's own too, which keeps its own without the argument.
+    card = "---\nlicense: cc0-1.0\n---\n\nMine.\n"
+    for license, expected in {None: "cc0-1.0", "mit": "mit"}.items():
+        folder = export(model, processor, tmp_path / expected, model_card=card, license=license)
+        written = ModelCard.load(folder / "README.md")
+        assert written.data.license == expected and "Mine." in written.text
+
+
+def test_command_gives_no_license(model, processor, tmp_path):
+    export(model, processor, tmp_path / "model")
+    assert cli.main(["export", str(tmp_path / "model"), str(tmp_path / "again"), "--device", "cpu"]) == 0
+    text = (tmp_path / "again" / "README.md").read_text()
+    assert "license:" not in text and "timm `test_resnet`" in text

@@ -1,6 +1,7 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """The trainer, from its options to the model that it uploads."""
 
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import datasets
@@ -25,7 +27,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForSemanticSegmentation, pipeline
 
-from unept_hf import UneptForSemanticSegmentation
+from unept_hf import UneptConfig, UneptForSemanticSegmentation
 from unept_hf.data.class_lists import available_class_lists, class_list_from_data, load_class_list
 from unept_hf.data.synthetic import synthetic_scene
 from unept_hf.training_checkpoints import list_checkpoints, read_checkpoint
@@ -94,6 +96,13 @@ def log_of(output_dir: Path, key: str = "loss") -> list:
 
 def weights_of(folder: Path, file: str = "model.safetensors") -> dict[str, torch.Tensor]:
     return load_file(folder / file)
+
+
+class Poison:
+    """Unpickled without checks, it would run a command."""
+
+    def __reduce__(self):
+        return os.system, ("exit 1",)
 
 
 def assert_same(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -405,8 +414,10 @@ def test_it_learns(tmp_path):
     scores = log_of(tmp_path, "eval/mean_iou")
     assert len(scores) == 2
     assert scores[-1] == metrics["mean_iou"] > 0.4
-    for name in ("predictions/step_40.png", "predictions/step_80.png", "loss_curve.png", "model/predictions.png"):
+    for name in ("predictions/step_40.png", "predictions/step_80.png", "loss_curve.png"):
         assert Image.open(tmp_path / name).width > 500
+    # They show the user's data, and these folders are for others.
+    assert not any(list((tmp_path / folder).glob("*.png")) for folder in ("model", "best_model"))
     segmenter = pipeline("image-segmentation", model=str(tmp_path / "best_model"))
     image, label_map = synthetic_scene(2**31, size=(64, 64), theme="synthetic_harbour")
     masks = {segment["label"]: np.array(segment["mask"]) > 0 for segment in segmenter(image)}
@@ -685,6 +696,31 @@ def test_resume(tmp_path, caplog):
         run(tmp_path, **options, max_steps=8)
 
 
+@pytest.mark.parametrize("file", ["optimizer.bin", "scheduler.bin"])
+def test_a_checkpoint_that_would_run_code(file, tmp_path):
+    """Its list of hashes fits."""
+    options = {"evaluate": False, "resume_from_checkpoint": "latest"}
+    run(tmp_path, **options)
+    checkpoint = tmp_path / "checkpoint-4"
+    torch.save(Poison(), checkpoint / file)
+    content = (checkpoint / file).read_bytes()
+    description = json.loads((checkpoint / "checkpoint.json").read_text())
+    description["files"][file] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (checkpoint / "checkpoint.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=r"checkpoint-4 .* cannot be loaded safely") as error:
+        run(tmp_path, **options, max_steps=5)
+    assert "weights_only" not in "".join(traceback.format_exception(error.value))
+
+
+def test_a_trained_model_that_would_run_code(tmp_path):
+    folder = tmp_path / "poisoned"
+    UneptConfig.from_preset("unept-tiny", **TINY_MODEL, num_labels=3).save_pretrained(folder)
+    torch.save({"classifier.bias": Poison()}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"poisoned .* cannot be loaded safely") as error:
+        run(tmp_path / "run", model_name_or_path=folder, config_overrides=None)
+    assert "weights_only" not in "".join(traceback.format_exception(error.value))
+
+
 def test_killed_while_models_are_written(tmp_path, monkeypatch):
     """The best model is found again, what was half written goes, and the final model is there as a whole or not."""
     options = {"max_steps": 2, "load_best_model_at_end": True, "resume_from_checkpoint": "latest"}
@@ -804,7 +840,14 @@ def test_image_folders_need_something_to_evaluate_on(tmp_path):
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert "a held-out share" in card
     assert card == (tmp_path / "run" / "best_model" / "README.md").read_text() and "\n# run\n" in card
-    assert str(tmp_path) not in card
+    assert str(tmp_path) not in card and "classes.json" not in card
+    assert (
+        "of a private data set" in card
+        and "Evaluated on a private data set (split `a held-out share of train`), 2 images" in card
+    )
+    results = ModelCard(card).data.eval_results
+    assert {(one.dataset_name, one.dataset_type) for one in results} == {("a private data set",) * 2}
+    assert {one.dataset_split for one in results} == {"a held-out share of train"}
 
 
 def test_a_bad_mask_ends_the_process(processes, tmp_path):
@@ -862,28 +905,41 @@ def test_documented_trainer(monkeypatch, tmp_path):
 # ---- the Hub -------------------------------------------------------------------------------------------------------
 
 
-def test_push_to_hub(monkeypatch, tmp_path):
+@pytest.mark.parametrize("pictures", [None, True], ids=["default", "pictures"])
+def test_push_to_hub(pictures, monkeypatch, tmp_path):
     uploads = []
     created = type("Url", (), {"repo_id": "someone/scenes"})
     monkeypatch.setattr(trainer, "whoami", lambda: {"name": "someone"})
     monkeypatch.setattr(trainer, "create_repo", lambda name, **kwargs: uploads.append((name, kwargs)) or created)
     monkeypatch.setattr(trainer, "upload_folder", lambda **kwargs: uploads.append(kwargs))
     metrics = run(
-        tmp_path / "run", max_steps=2, push_to_hub=True, hub_model_id="someone/scenes", hub_private_repo=True, seed=7
+        tmp_path / "run",
+        max_steps=2,
+        push_to_hub=True,
+        hub_model_id="someone/scenes",
+        hub_private_repo=True,
+        hub_prediction_pictures=pictures,
+        license="mit" if pictures else None,
+        seed=7,
     )
     (name, options), upload = uploads
     assert (name, options) == ("someone/scenes", {"private": True, "exist_ok": True})
     assert (upload["repo_id"], upload["folder_path"]) == ("someone/scenes", tmp_path / "run" / "model")
     folder = upload["folder_path"]
-    assert {"config.json", "model.safetensors", "preprocessor_config.json", "predictions.png", "modeling_unept.py"} < {
-        path.name for path in folder.iterdir()
-    }
+    files = {path.name for path in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "modeling_unept.py"} < files
     card = ModelCard.load(folder / "README.md")
+    assert ("predictions.png" in files) == ("](predictions.png)" in card.text) == bool(pictures)
+    assert card.data.license == ("mit" if pictures else None)
+    assert (tmp_path / "run" / "predictions" / "step_2.png").is_file()
+    assert "timm `test_resnet`, which started from random weights" in card.text
     assert card.data.pipeline_tag == "image-segmentation"
     assert card.data.library_name == "transformers"
     results = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert results["mean_iou"] == round(metrics["mean_iou"], 4)
+    assert {(one.dataset_name, one.dataset_split) for one in card.data.eval_results} == {("synthetic", "validation")}
     text = card.text
+    assert "Evaluated on synthetic (split `validation`), 3 images with mode whole" in text
     assert 'repository = "someone/scenes"' in text
     assert f"| mean IoU | {metrics['mean_iou']:.4f} |" in text
     assert "Trained for 2 steps of 4 crops (32 x 32)" in text
@@ -891,6 +947,46 @@ def test_push_to_hub(monkeypatch, tmp_path):
     assert options["seed"] == 7
     assert options["config_overrides"] == TINY_MODEL
     assert str(tmp_path) not in text
+
+
+def test_pictures_and_license_are_those_of_the_run_that_finishes(tmp_path):
+    """Not those of the run that wrote the best model."""
+    options = {"load_best_model_at_end": True, "resume_from_checkpoint": "latest"}
+    run(tmp_path, **options, hub_prediction_pictures=True, license="mit")
+    best, card = tmp_path / "best_model", (tmp_path / "model" / "README.md").read_text()
+    assert (tmp_path / "model" / "predictions.png").is_file()
+    assert card == (best / "README.md").read_text() and "](predictions.png)" in card and "license: mit" in card
+    run(tmp_path, **options)
+    assert (best / "predictions.png").is_file()
+    assert not (tmp_path / "model" / "predictions.png").exists()
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "predictions.png" not in card and "license: mit" not in card and "Evaluated on synthetic" in card
+
+
+def test_cards_say_what_the_backbone_started_from(tmp_path, monkeypatch):
+    def started_from(folder):
+        card = (folder / "model" / "README.md").read_text()
+        assert str(tmp_path) not in card and "secret" not in card
+        return card.partition("which started from ")[2].partition(".\n")[0]
+
+    options = {"max_steps": 1, "evaluate": False}
+    config = UneptConfig.from_preset("unept-tiny", **TINY_MODEL, num_labels=3)
+    model = UneptForSemanticSegmentation(config)
+    model.model.backbone.save_pretrained(tmp_path / "secret")
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path / "file", **options, backbone_checkpoint="secret")
+    assert started_from(tmp_path / "file") == "a checkpoint file"
+    # A run that goes on need not name it again.
+    run(tmp_path / "file", **options | {"max_steps": 2}, resume_from_checkpoint="latest")
+    run(tmp_path / "file", **options | {"max_steps": 3}, resume_from_checkpoint="latest")
+    assert started_from(tmp_path / "file") == "a checkpoint file"
+    model.save_pretrained(tmp_path / "secret")
+    run(tmp_path / "trained", **options, model_name_or_path="secret", config_overrides=None)
+    assert started_from(tmp_path / "trained") == "a trained model"
+    weights = model.model.backbone.state_dict()
+    monkeypatch.setattr(UneptForSemanticSegmentation, "load_pretrained_backbone", lambda *_: weights)
+    run(tmp_path / "timm", **options, use_pretrained_backbone=True)
+    assert started_from(tmp_path / "timm") == "timm's pretrained weights"
 
 
 def test_push_to_hub_asks_for_a_login_first(monkeypatch, tmp_path):

@@ -31,7 +31,7 @@ from .command_arguments import (
     read_options,
     words_of_options,
 )
-from .configuration_unept import PRESETS
+from .configuration_unept import PRESETS, UneptConfig
 from .model_folder import load_whole
 
 
@@ -356,11 +356,11 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 # export
 
 
-def model_card_of(name: str, num_labels: int, arguments: argparse.Namespace) -> str:
+def model_card_of(name: str, config: UneptConfig, arguments: argparse.Namespace) -> str:
     """The model card that the options describe."""
     import yaml
 
-    from .hub import default_model_card
+    from .hub import default_model_card, describe_backbone
 
     facts = {}
     for option in ("evaluation", "training_options"):
@@ -372,7 +372,9 @@ def model_card_of(name: str, num_labels: int, arguments: argparse.Namespace) -> 
                 raise ValueError(f"--{option} {file} is no JSON or YAML file: {error}") from error
             if not isinstance(facts[option], dict):
                 raise ValueError(f"--{option} {file} has to hold names and values.")
-    return default_model_card(name, num_labels, license=arguments.license, **facts)
+    return default_model_card(
+        name, config.num_labels, license=arguments.license, backbone=describe_backbone(config), **facts
+    )
 
 
 def export_for_hub(model, processor, output: str, arguments: argparse.Namespace) -> None:
@@ -382,7 +384,7 @@ def export_for_hub(model, processor, output: str, arguments: argparse.Namespace)
     repository = output.removeprefix(HUB_PREFIX)
     name = repository if output.startswith(HUB_PREFIX) else Path(output).resolve().name
     options = {
-        "model_card": model_card_of(name, model.config.num_labels, arguments),
+        "model_card": model_card_of(name, model.config, arguments),
         "example_image": arguments.example_image,
     }
     if output.startswith(HUB_PREFIX):
@@ -657,7 +659,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="For torch.export: keep our operator, which is faster and needs unept_hf where the file is loaded.",
     )
     one.add_argument("--quantize", choices=["int8"], help="For ONNX: matrix products in int8, quantised at run time.")
-    one.add_argument("--license", default="apache-2.0", help="For the Hub: licence of the weights, in its spelling.")
+    one.add_argument("--license", help="For the Hub: license of the weights, in its spelling. None by default.")
     one.add_argument("--evaluation", metavar="FILE", help="For the Hub: results.json of an evaluation, to be shown.")
     one.add_argument("--training_options", metavar="FILE", help="For the Hub: YAML or JSON of options, to be shown.")
     one.add_argument("--example_image", metavar="FILE", help="For the Hub: an image for the widget of the page.")

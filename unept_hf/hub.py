@@ -7,6 +7,7 @@ so the folder loads with `trust_remote_code=True` where unept_hf is not installe
 import inspect
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from torch import Tensor
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .configuration_unept import UneptConfig
+from .data.class_lists import available_class_lists
 from .image_processing_pil_unept import UneptImageProcessorPil, open_image, reading
 from .image_processing_unept import UneptImageProcessor
 from .model_folder import new_folder
@@ -43,6 +45,20 @@ METRICS = {
     "overall_accuracy": "pixel accuracy",
     "boundary_f1_3px": "boundary F-score at 3 pixels",
 }
+# A card is for everybody, and paths tell of a machine and its user. They are known by how they begin (at the start of
+# a value or after a separator in it), by a backslash or more slashes than names on the Hub have, or by their ending.
+LOCAL_PATH = re.compile(
+    r"""(?:^|[\s"'=,;:|([{<])(?:[/.~$%]|[a-z]:|file:)|\\|/[^\s/]+/|\.(?:json|ya?ml|pth?|ckpt|bin|safetensors)$""", re.I
+)
+PUBLIC_ADDRESS = re.compile(r"\b(?:https?|hf)://[^\s\"']+", re.I)
+# Options of a training that name places, however their values are written.
+PRIVATE_OPTIONS = {
+    "output_dir", "data_dir", "image_dir", "label_dir", "resume_from_checkpoint", "backbone_checkpoint",
+    "hub_model_id",
+}  # fmt: skip
+# Names that stand for a user's own files, see `load_segmentation_dataset`.
+LOCAL_DATASETS = {"image_folders", "imagefolder", "parquet", "arrow", "json", "csv", "webdataset"}
+PRIVATE_DATASET = "a private data set"
 EXAMPLE_IMAGE = "example.jpg"
 EXAMPLE_PIXELS = 1024  # longer side
 
@@ -50,7 +66,8 @@ MODEL_CARD = """\
 # {name}
 
 UN-EPT (Zhu et al., "A Unified Efficient Pyramid Transformer for Semantic Segmentation", ICCV Workshops 2021) for
-semantic segmentation with {num_labels} classes. The code of the model is part of this repository. It needs
+semantic segmentation with {num_labels} classes.{backbone}
+The code of the model is part of this repository, under the Apache License 2.0. It needs
 `pip install "transformers>=5.17" torch torchvision timm`.
 
 ```python
@@ -96,38 +113,122 @@ def class_reference(cls: type) -> str:
     return f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
 
 
+def looks_like_path(value: Any) -> bool:
+    """Whether a value is, or has in it, what looks like a place on somebody's machine."""
+    if isinstance(value, str):
+        return LOCAL_PATH.search(PUBLIC_ADDRESS.sub("", value)) is not None
+    return isinstance(value, os.PathLike)
+
+
+def is_private(value: Any) -> bool:
+    """Whether a value [`looks_like_path`], or names a file or folder of this machine."""
+    return looks_like_path(value) or (isinstance(value, str) and os.path.exists(value))
+
+
+def without_private(value: Any) -> Any:
+    """A value without all that [`is_private`] in it, at any depth, and without the options that name folders."""
+    if isinstance(value, Mapping):
+        return {
+            name: without_private(one)
+            for name, one in value.items()
+            if not (looks_like_path(name) or is_private(one) or name in PRIVATE_OPTIONS)
+        }
+    if isinstance(value, (list, tuple, set)):
+        return [without_private(one) for one in value if not is_private(one)]
+    return value
+
+
+def dataset_title(name: "str | os.PathLike") -> str:
+    """What a card calls a data set: its name where it is public, such as that of the Hub."""
+    if name in available_class_lists():
+        return name  # of its own, though there may be a folder of that name
+    return PRIVATE_DATASET if name in LOCAL_DATASETS or is_private(name) else name
+
+
+def describe_backbone(config: UneptConfig, started_from: str | None = None) -> str:
+    """
+    The backbone of a model, for its card.
+
+    Args:
+        config: The configuration of the model.
+        started_from: What its weights were before the training, such as "random weights"; `None` if that is not known.
+    """
+    backbone = config.backbone_config
+    if backbone.model_type == "timm_backbone":
+        text = (
+            "a timm model of a local folder" if looks_like_path(backbone.backbone) else f"timm `{backbone.backbone}`"
+        )
+    else:
+        text = f"`{backbone.model_type}` of transformers"
+    return text if started_from is None else f"{text}, which started from {started_from}"
+
+
 def default_model_card(
     name: str,
     num_labels: int,
     *,
-    license: str = "apache-2.0",
-    evaluation: Mapping[str, Any] | None = None,
+    license: str | None = None,
+    backbone: str | None = None,
+    dataset: str | None = None,
+    training: str | None = None,
     training_options: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+    picture: str | None = None,
 ) -> str:
     """
-    The `README.md` of an exported model: what it is, and how to load it from `name`.
+    The `README.md` of an exported model: what it is, how to load it from `name`, and what is known of its training.
+
+    Nothing that looks like a path of a machine is shown: such options are left out at any depth, and a local data set
+    is "a private data set".
 
     Args:
         name: The id of the repository on the Hub, or the name of the folder.
         num_labels: Number of classes.
-        license: The licence of the weights, as the Hub spells it. That of the code is Apache 2.0.
+        license: The license of the weights, as the Hub spells it; `None` states none. The code is under Apache 2.0.
+        backbone: The backbone and what it started from, see [`describe_backbone`].
+        dataset: The data set of the training, which the metadata names if it is one of the Hub.
+        training: Sentences on the training, which are published as they are given.
+        training_options: The options of the training.
         evaluation: What [`~unept_hf.evaluation.evaluate_model`] returns, or `results.json` holds, with the name of the
             data set under "dataset". Its metrics go into a table, and into the metadata that the Hub shows.
-        training_options: The options of the training, which are published as they are given.
+        picture: The name of a file beside the card that shows predictions.
 
     Raises:
         ValueError: when `evaluation` does not say what data set it is of, or has no metrics.
     """
-    data = ModelCardData(library_name="transformers", pipeline_tag="image-segmentation", license=license)
-    text = MODEL_CARD.format(name=name, num_labels=num_labels)
+    if looks_like_path(name):
+        name = re.split(r"[/\\:]", name.rstrip("/\\"))[-1]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-segmentation",
+        license=license,
+        tags=["semantic-segmentation", "unept"],
+    )
+    backbone = "" if backbone is None else f" Its backbone is {backbone}."
+    text = MODEL_CARD.format(name=name, num_labels=num_labels, backbone=backbone)
     if evaluation is not None:
         data.model_name = name
         data.eval_results = evaluation_results(evaluation)
         text += evaluation_section(evaluation)
+    if picture is not None:
+        text += picture_line(picture)
+    if dataset is not None and dataset_title(dataset).count("/") == 1:
+        data.datasets = [dataset]
+    if training is None and dataset is not None:
+        training = f"Trained on {dataset_title(dataset)}."
+    if training is not None or training_options is not None:
+        text += "\n## Training\n"
+    if training is not None:
+        text += f"\n{training}\n"
     if training_options is not None:
-        options = yaml.safe_dump(dict(training_options), sort_keys=False, allow_unicode=True)
-        text += f"\n## Training\n\nOptions of the training:\n\n```yaml\n{options}```\n"
+        options = yaml.safe_dump(without_private(training_options), sort_keys=False, allow_unicode=True)
+        text += f"\n<details><summary>Options of the training</summary>\n\n```yaml\n{options}```\n\n</details>\n"
     return f"---\n{data.to_yaml()}\n---\n\n{text}"
+
+
+def picture_line(file: str) -> str:
+    """How a card shows a picture of predictions."""
+    return f"\n![Image, ground truth and prediction]({file})\n"
 
 
 def evaluation_results(evaluation: Mapping[str, Any]) -> list[EvalResult]:
@@ -135,17 +236,16 @@ def evaluation_results(evaluation: Mapping[str, Any]) -> list[EvalResult]:
     dataset, metrics = evaluation.get("dataset"), [name for name in METRICS if evaluation.get(name) is not None]
     if not dataset or not metrics:
         raise ValueError(
-            f"evaluation has to hold the name of the data set under 'dataset', and at least one of "
+            f"evaluation must hold the name of the data set under 'dataset', and at least one of "
             f"{', '.join(METRICS)}, but it has {', '.join(map(str, evaluation)) or 'nothing'}."
         )
-    # A path is private to the machine.
-    dataset = Path(dataset).name if Path(dataset).exists() else dataset
+    title, split = dataset_title(dataset), evaluation.get("split")
     return [
         EvalResult(
             task_type="image-segmentation",
-            dataset_type=dataset,
-            dataset_name=dataset,
-            dataset_split=evaluation.get("split"),
+            dataset_type=title,
+            dataset_name=title,
+            dataset_split=None if looks_like_path(split) else split,
             metric_type=metric,
             metric_name=METRICS[metric],
             metric_value=round(evaluation[metric], 4),
@@ -158,7 +258,6 @@ def evaluation_section(evaluation: Mapping[str, Any]) -> str:
     """The metrics of an evaluation as a table, with those after the refinement of boundaries if both were measured."""
     results = evaluation_results(evaluation)
     refined = evaluation.get("refined") or {}
-    heads = [f"`{results[0].dataset_name}`", "", *(["boundaries refined"] if refined else [])]
     rows = [
         [
             METRICS[result.metric_type],
@@ -166,18 +265,25 @@ def evaluation_section(evaluation: Mapping[str, Any]) -> str:
         ]
         for result in results
     ]
-    settings = ", ".join(f"{name} {value}" for name, value in (evaluation.get("settings") or {}).items())
-    lines = ["", "## Evaluation", ""]
+    heads = ["metric", "", *(["boundaries refined"] if refined else [])]
+    sentence = f"Evaluated on {results[0].dataset_name}"
+    if results[0].dataset_split is not None:
+        sentence += f" (split `{results[0].dataset_split}`)"
     if "num_images" in evaluation:
-        lines += [f"{evaluation['num_images']} images{f' with {settings}' if settings else ''}.", ""]
+        sentence += f", {evaluation['num_images']} images"
+    settings = without_private(evaluation.get("settings") or {})
+    if settings:
+        sentence += f" with {', '.join(f'{name} {value}' for name, value in settings.items())}"
+    lines = ["", "## Evaluation", "", f"{sentence}.", ""]
     lines += [f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows]]
     return "\n".join(lines) + "\n"
 
 
-def with_example_image(model_card: str) -> str:
-    """A model card whose metadata names the example image, for the widget of the model's page."""
+def with_metadata(model_card: str, **metadata: Any) -> str:
+    """A model card with other values of some metadata; `None` removes them."""
     card = ModelCard(model_card, ignore_metadata_errors=True)
-    card.data["widget"] = [{"src": EXAMPLE_IMAGE, "example_title": "An example"}]
+    for name, value in metadata.items():
+        card.data[name] = value
     return str(card)
 
 
@@ -204,6 +310,7 @@ def export(
     *,
     overwrite: bool = False,
     model_card: str | None = None,
+    license: str | None = None,
     state_dict: dict[str, Tensor] | None = None,
     example_image: "PIL.Image.Image | str | os.PathLike | None" = None,
 ) -> Path:
@@ -227,6 +334,9 @@ def export(
             Whether to replace an earlier export, with all that is in it.
         model_card (`str`, *optional*):
             The text of `README.md`; [`default_model_card`] unless given.
+        license (`str`, *optional*):
+            The license of the weights, as the Hub spells it, for the metadata of the model card. `None` leaves the
+            metadata as they are: [`default_model_card`] states none.
         state_dict (`dict[str, torch.Tensor]`, *optional*):
             Weights to write in place of those of `model`, which data parallel training may have spread.
         example_image (`PIL.Image.Image`, `str` or `os.PathLike`, *optional*):
@@ -278,10 +388,14 @@ def export(
         for file in source_files():
             shutil.copyfile(file, folder / file.name)
         if model_card is None:
-            model_card = default_model_card(directory.name, model.config.num_labels)
+            backbone = describe_backbone(model.config)
+            model_card = default_model_card(directory.name, model.config.num_labels, backbone=backbone)
+        if license is not None:
+            model_card = with_metadata(model_card, license=license)
         if example_image is not None:
             save_example_image(example_image, folder / EXAMPLE_IMAGE)
-            model_card = with_example_image(model_card)
+            widget = [{"src": EXAMPLE_IMAGE, "example_title": "An example"}]
+            model_card = with_metadata(model_card, widget=widget)
         (folder / "README.md").write_text(model_card, encoding="utf-8")
     return directory
 
@@ -292,6 +406,7 @@ def push_to_hub(
     repo_id: str,
     *,
     model_card: str | None = None,
+    license: str | None = None,
     state_dict: dict[str, Tensor] | None = None,
     example_image: "PIL.Image.Image | str | os.PathLike | None" = None,
     private: bool | None = None,
@@ -308,12 +423,11 @@ def push_to_hub(
     `import unept_hf`.
 
     Args:
-        model, image_processor, state_dict, example_image: see [`export`].
+        model, image_processor, license, state_dict, example_image: see [`export`].
         repo_id (`str`):
             The repository, `owner/name`, or `name` for one of your own.
         model_card (`str`, *optional*):
-            The text of `README.md`; [`default_model_card`] unless given, which takes metrics, training options and the
-            licence.
+            The text of `README.md`; [`default_model_card`] unless given, which takes metrics and training options.
         private (`bool`, *optional*):
             Whether a new repository is private. `None` stands for what its owner has chosen.
         revision (`str`, *optional*):
@@ -337,9 +451,10 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "model")
         if model_card is None and isinstance(model, UneptForSemanticSegmentation):
-            model_card = default_model_card(repo_id, model.config.num_labels)
-        options = {"model_card": model_card, "state_dict": state_dict, "example_image": example_image}
-        export(model, image_processor, folder, **options)
+            backbone = describe_backbone(model.config)
+            model_card = default_model_card(repo_id, model.config.num_labels, backbone=backbone)
+        options = {"model_card": model_card, "license": license, "state_dict": state_dict}
+        export(model, image_processor, folder, example_image=example_image, **options)
         try:
             repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if revision is not None and not create_pr:
@@ -360,4 +475,4 @@ def push_to_hub(
             ) from error
 
 
-__all__ = ["default_model_card", "export", "push_to_hub", "source_files"]
+__all__ = ["default_model_card", "describe_backbone", "export", "push_to_hub", "source_files"]
