@@ -8,6 +8,9 @@ As a program it takes the pictures of docs/demo.md: python tests/test_demo.py do
 import contextlib
 import html
 import importlib.util
+import itertools
+import json
+import os
 import re
 import shutil
 import socket
@@ -16,22 +19,23 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 import zlib
 from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import SpaceCard
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 import unept_hf
-from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor
+from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor, inference
 from unept_hf.data.synthetic import synthetic_scene
 from unept_hf.inference import segment
 from unept_hf.visualization import class_areas, default_palette, draw_sampling_points, figure_to_image, sampling_points
@@ -41,7 +45,11 @@ gradio = pytest.importorskip("gradio", reason='gradio is not installed: pip inst
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo"
 HUB = Namespace(revision="main", token=None, trust_remote_code=False)
-CLASSES = ("sky & sea", "<b>ground</b>", "building", "tree", "person", "pole")
+# What a model of somebody else may call its classes.
+CLASSES = (
+    "sky & sea", "<b>ground</b>", "[building](/config)", "*tree* `oak` ~~elm~~", "$person$ \\(x\\)",
+    "{{value}} ${value}",
+)  # fmt: skip
 
 
 def load_app():
@@ -123,7 +131,16 @@ def bad_files(folder: Path, scene: Path) -> dict[str, tuple[Path, str]]:
 
 
 def upload(file: Path) -> dict:
-    return {"path": str(file)}
+    """What the page sends of a file, after a copy to where Gradio puts it."""
+    place = Path(os.environ["GRADIO_TEMP_DIR"], file.name)
+    place.parent.mkdir(exist_ok=True)
+    if file.exists():
+        shutil.copy(file, place)
+    return {"path": str(place)}
+
+
+def click(x, y) -> gradio.EventData:
+    return gradio.EventData(None, {"index": [x, y]})
 
 
 def read_png(file) -> np.ndarray:
@@ -154,7 +171,7 @@ def test_pictures_of_all_kinds(tmp_path):
         "deep.png": np.repeat((deep / 257).round().astype(np.uint8)[..., None], 3, axis=-1),
     }
     for name, pixels in expected.items():
-        got, file_format = app.read_picture(str(tmp_path / name), 1)
+        got, file_format = app.read_picture(tmp_path / name, 1, app.TimeLimit(60))
         assert got.mode == "RGB"
         np.testing.assert_array_equal(np.array(got), pixels, err_msg=name)
         assert file_format.lower() == name.split(".")[1]
@@ -169,44 +186,47 @@ def test_bad_pictures_get_a_message(tmp_path, scene, demo, monkeypatch):
     monkeypatch.setattr(gradio, "Warning", lambda message, **kwargs: warnings.append(message))
     for name, (file, said) in files.items():
         with pytest.raises(gradio.Error) as error:
-            demo.segment(upload(file), "tiny", "whole")
+            demo.segment(upload(file), "tiny", "whole", 0)
         assert said in error.value.message, name
         assert str(tmp_path) not in error.value.message
         assert demo.check(upload(file)) is None, "the picture is taken away"
         assert warnings.pop() == error.value.message
     with pytest.raises(gradio.Error, match="no picture yet"):
-        demo.segment(None, "tiny", "whole")
+        demo.segment(None, "tiny", "whole", 0)
     assert demo.check(None) is None
 
 
 def test_limit_of_pixels(scene):
-    assert app.read_picture(str(scene), 0.024)[0].size == (200, 120)
+    assert app.read_picture(scene, 0.024, app.TimeLimit(60))[0].size == (200, 120)
     with pytest.raises(gradio.Error, match=r"too large: it may have 0\.0239 million pixels"):
-        app.read_picture(str(scene), 0.0239)
+        app.read_picture(scene, 0.0239, app.TimeLimit(60))
 
 
 def test_pictures_that_browsers_do_not_show_are_converted(tmp_path, scene, demo):
     assert demo.check(upload(scene)) == gradio.skip()
     Image.open(scene).save(tmp_path / "scene.tiff")
-    np.testing.assert_array_equal(np.array(demo.check(upload(tmp_path / "scene.tiff"))), read_png(scene))
+    converted = Path(demo.check(upload(tmp_path / "scene.tiff")))
+    assert converted.name == "scene.png"
+    np.testing.assert_array_equal(read_png(converted), read_png(scene))
 
 
 def test_pictures_that_are_hardly_any(demo, tmp_path):
     for size in ((1, 1), (1, 300), (400, 3), (1000, 1)):
         Image.new("RGB", size, "red").save(tmp_path / "small.png")
-        kept, *_ = demo.segment(upload(tmp_path / "small.png"), "tiny", "whole")
+        kept, *_ = demo.segment(upload(tmp_path / "small.png"), "tiny", "whole", 0)
         assert read_png(demo.show(kept, 2)[-1].value["path"]).shape == size[::-1]
-        assert demo.look(kept, SimpleNamespace(index=(0, 0)))[0].startswith("Pixel (0, 0): ")
+        assert demo.look(kept, click(0, 0))[0].startswith("Pixel (0, 0): ")
 
 
 @pytest.mark.parametrize("mode", ["whole", "slide"])
 def test_label_maps_are_those_of_segment(demo, model, processor, scene, mode):
-    kept, slider, shown, where, points = demo.segment(upload(scene), "tiny", mode)
+    kept, slider, shown, where, points, *results = demo.segment(upload(scene), "tiny", mode, 0)
     assert slider.interactive
     assert (shown.size, where, points.visible) == ((600, 360), app.NOT_CLICKED, False)
     options = {"mode": mode}
     if mode == "slide":  # the tiny preset's crop of 128, and a third of it
         options |= {"crop_size": 128, "stride": 42}
+    assert results[0] == demo.show(kept, 0)[0]
     maps = []
     for steps in (0, 3):
         refinement = {"refine_boundaries": True, "boundary_steps": steps} if steps else {}
@@ -229,7 +249,7 @@ def test_label_maps_are_those_of_segment(demo, model, processor, scene, mode):
 def test_more_than_256_classes(processor, scene, demo):
     many = make_model(num_labels=300, semantic_loss_ignore_index=-100)
     demo.models["many"] = many, processor
-    kept, *_ = demo.segment(upload(scene), "many", "whole")
+    kept, *_ = demo.segment(upload(scene), "many", "whole", 0)
     label_map = read_png(demo.show(kept, 0)[-1].value["path"])
     assert label_map.dtype == np.uint16
     np.testing.assert_array_equal(label_map, segment(many, processor, str(scene)).label_map.numpy())
@@ -238,7 +258,7 @@ def test_more_than_256_classes(processor, scene, demo):
 
 def test_model_without_boundary_heads(processor, scene, demo):
     demo.models["plain"] = make_model(num_labels=6, use_boundary_heads=False), processor
-    kept, slider, *_ = demo.segment(upload(scene), "plain", "whole")
+    kept, slider, *_ = demo.segment(upload(scene), "plain", "whole", 0)
     assert not slider.interactive
     summary, _, (before, after), _ = demo.show(kept, 4)
     assert "predicts no boundaries" in summary
@@ -269,44 +289,127 @@ def test_names_of_classes_are_escaped():
 
 
 def test_sampling_points_of_a_clicked_pixel(demo, model, processor, scene):
-    kept, *_ = demo.segment(upload(scene), "tiny", "whole")
+    kept, *_ = demo.segment(upload(scene), "tiny", "whole", 0)
     # The page shows 3 x 3 pixels for one.
     for index, point in (((0, 0), (0, 0)), ((599, 359), (199, 119)), ((302, 151), (100, 50))):
-        text, picture = demo.look(kept, SimpleNamespace(index=index))
+        text, picture = demo.look(kept, click(*index))
         label = kept.label_map[point[1], point[0]].item()
-        assert text.startswith(f"Pixel {point}: **{html.escape(CLASSES[label])}**")
+        assert text.startswith(f"Pixel {point}: <b>{html.escape(CLASSES[label])}</b> before")
     points = sampling_points(model, processor, str(scene), point)
     expected = figure_to_image(draw_sampling_points(str(scene), points))
     np.testing.assert_array_equal(read_png(picture.value["path"]), np.array(expected))
-    assert demo.look(None, SimpleNamespace(index=(0, 0))) == (gradio.skip(), gradio.skip())
+    assert demo.look(None, click(0, 0)) == (gradio.skip(), gradio.skip())
     assert demo.show(None, 3) == (gradio.skip(),) * 4
 
 
 def test_what_a_model_can_not_do_is_said(demo, scene, monkeypatch):
-    with pytest.raises(gradio.Error) as error:
-        demo.segment(upload(scene), "tiny", "<sideways>")
-    assert error.value.message.startswith("mode has to be") and "&lt;sideways&gt;" in error.value.message
+    def refuse(*args, **kwargs):
+        raise ValueError("a < b")
+
+    monkeypatch.setattr(app, "segment", refuse)
+    with pytest.raises(gradio.Error, match="a &lt; b"):
+        demo.segment(upload(scene), "tiny", "whole", 0)
 
     def fill_memory(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(app, "segment", fill_memory)
     with pytest.raises(gradio.Error, match="does not fit into the memory"):
-        demo.segment(upload(scene), "tiny", "whole")
+        demo.segment(upload(scene), "tiny", "whole", 0)
 
 
 def test_time_limit(demo, scene):
-    kept, *_ = demo.segment(upload(scene), "tiny", "whole")
+    kept, *_ = demo.segment(upload(scene), "tiny", "whole", 0)
     demo.arguments.time_limit = 0
     for predict in (
-        lambda: demo.segment(upload(scene), "tiny", "slide"),
-        lambda: demo.look(kept, SimpleNamespace(index=(0, 0))),
+        lambda: demo.segment(upload(scene), "tiny", "slide", 0),
+        lambda: demo.look(kept, click(0, 0)),
     ):
         with pytest.raises(gradio.Error) as error:
             predict()
         assert error.value.message.startswith("That took longer than the 0 seconds")
     demo.arguments.time_limit = 60
-    assert torch.equal(demo.segment(upload(scene), "tiny", "whole")[0].label_map, kept.label_map)
+    assert torch.equal(demo.segment(upload(scene), "tiny", "whole", 0)[0].label_map, kept.label_map)
+
+
+@pytest.mark.parametrize(
+    "module, slow",
+    [
+        (JpegImagePlugin.JpegImageFile, "load_read"),
+        (app, "image_to_tensor"),
+        (inference.View, "band"),
+        (inference, "segment_views"),
+        (app, "refine"),
+        (app, "resize_label_map"),
+        (app, "overlay"),
+        (app, "class_areas"),
+        (app, "class_view"),
+        (Image.Image, "save"),
+        (app, "sampling_points"),
+        (app, "draw_sampling_points"),
+        (app, "figure_to_image"),
+    ],
+)
+def test_time_limit_covers_all_that_is_done(demo, scene, tmp_path, monkeypatch, module, slow):
+    Image.open(scene).resize((400, 240)).save(tmp_path / "scene.jpg", quality=95)  # more than is decoded at once
+    picture = upload(tmp_path / "scene.jpg")
+    clock = [0.0]
+
+    def read_clock():
+        return clock[0]
+
+    monkeypatch.setattr(app, "time", SimpleNamespace(monotonic=read_clock, perf_counter=read_clock, time=time.time))
+    kept, *_ = demo.segment(picture, "tiny", "whole", 1)
+    original = getattr(module, slow)
+
+    def take_a_minute(*args, **kwargs):
+        result = original(*args, **kwargs)
+        clock[0] += 61
+        return result
+
+    monkeypatch.setattr(module, slow, take_a_minute)
+    said = []
+    monkeypatch.setattr(gradio, "Warning", lambda message, **kwargs: said.append(message))
+    demo.check(picture)
+    for ask in (
+        lambda: demo.segment(picture, "tiny", "whole", 1),
+        lambda: demo.show(kept, 1),
+        lambda: demo.look(kept, click(0, 0)),
+    ):
+        try:
+            ask()
+        except gradio.Error as error:
+            said.append(error.message)
+    assert said and all(message.startswith("That took longer than the 60 seconds") for message in said)
+    monkeypatch.undo()
+
+
+def test_pictures_that_are_too_long(tmp_path):
+    Image.new("1", (2**20 + 1, 1)).save(tmp_path / "long.png")
+    with pytest.raises(gradio.Error, match=r"is too large: .* and 1048576 on a side"):
+        app.read_picture(tmp_path / "long.png", 16, app.TimeLimit(60))
+
+
+def test_oldest_files_make_room(monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    storage = app.Storage(100_000)
+    for age in range(10):
+        file = storage.folder / f"folder_{age}" / "file"
+        file.parent.mkdir()
+        file.write_bytes(bytes(10_000 if age else 0))
+        os.utime(file, (time.time() - age * 60,) * 2)
+    left = lambda: {int(file.parent.name[7:]) for file in storage.files()}  # noqa: E731
+    storage.permanent = {storage.folder / "folder_9" / "file"}
+    storage.make_room(0)
+    assert left() == set(range(10))
+    storage.make_room(28_000)  # the empty file counts for 8,192 bytes, that of the examples for none
+    assert left() == {0, 1, 2, 3, 4, 5, 6, 9}
+    assert not (storage.folder / "folder_8").exists()
+    os.utime(storage.folder / "folder_3" / "file", (time.time() - 3601,) * 2)
+    storage.make_room(0)
+    assert left() == {0, 1, 2, 4, 5, 6, 9}
+    with pytest.raises(ValueError, match="pass at least 42"):
+        app.DemoArguments(max_total_megabytes=41)
 
 
 def test_models_to_choose_among(folder, monkeypatch, tmp_path):
@@ -343,6 +446,9 @@ CHROMIUM_OPTIONS = (
     "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update",
     "--disable-sync", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
 )  # fmt: skip
+
+
+MOST_MEGABYTES = 16  # that all files of the page may have
 
 
 @contextlib.contextmanager
@@ -384,7 +490,8 @@ def open_browser():
 
 @pytest.fixture(scope="module")
 def address(folder):
-    with running_app(str(folder), "--max_megapixels", "3", "--max_megabytes", "1") as address:
+    limits = {"--max_megapixels": "3", "--max_megabytes": "1", "--max_total_megabytes": str(MOST_MEGABYTES)}
+    with running_app(str(folder), *itertools.chain(*limits.items())) as address:
         yield address
 
 
@@ -412,6 +519,166 @@ def page(browser, address):
     hosts = {urlsplit(url).netloc for url in requests if url.startswith("http")}
     assert hosts == {urlsplit(address).netloc}, "the page needs no network"
     page.close()
+
+
+def post(address: str, body: bytes, content_type: str):
+    """What the page answers, and the status if that is an error."""
+    try:
+        with urlopen(Request(address, body, {"Content-Type": content_type}), timeout=60) as response:
+            return 200, json.load(response)
+    except HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def send_files(address: str, *contents: bytes, name: str = "scene.png"):
+    """Uploads files as browsers do."""
+    start = f'--border\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
+    body = b"".join(start + content + b"\r\n" for content in contents) + b"--border--\r\n"
+    return post(f"{address}/gradio_api/upload", body, "multipart/form-data; boundary=border")
+
+
+def ask(address: str, event: int, data: list, session: str | None = None, **more) -> tuple[list | None, list[str]]:
+    """What an event returns to a request, without a browser, and all messages to the visitor."""
+    session = session or uuid.uuid4().hex
+    body = json.dumps({"fn_index": event, "session_hash": session, "data": data, **more}).encode()
+    status, answer = post(f"{address}/gradio_api/queue/join", body, "application/json")
+    if status != 200:
+        return None, [answer]
+    said = []
+    with urlopen(f"{address}/gradio_api/queue/data?session_hash={session}", timeout=60) as stream:
+        for line in stream:
+            message = json.loads(line[6:]) if line.startswith(b"data: ") else {"msg": None}
+            if message["msg"] == "log":
+                said.append(message["log"])
+            if message["msg"] == "process_completed":
+                output = message["output"]
+                return output.get("data"), said if message["success"] else [*said, output["error"]]
+    raise AssertionError("the page did not answer")
+
+
+@pytest.fixture(scope="module")
+def events(address):
+    """The numbers of the events of the page, and how many inputs each has."""
+    with urlopen(f"{address}/config") as response:
+        return {event["id"]: len(event["inputs"]) for event in json.load(response)["dependencies"]}
+
+
+EXAMPLE, CHECK, SEGMENT, SEGMENT_EXAMPLE, SHOW, LOOK = range(6)
+
+
+def assert_segments(address: str, folder: Path, path: str, session: str | None = None) -> str:
+    """The page is up: it segments a picture. Returns the session."""
+    session = session or uuid.uuid4().hex
+    data, said = ask(address, SEGMENT, [{"path": path}, f"{folder.parent.name}/tiny", "whole", 0], session)
+    assert said == [] and data[5].startswith("**200 x 120 pixels")
+    return session
+
+
+@pytest.mark.parametrize("extra", [{}, {"meta": {"_type": "gradio.FileData"}}], ids=["bare", "meta"])
+def test_requests_reach_no_file_but_uploads(address, events, folder, scene, tmp_path, extra):
+    _, (uploaded,) = send_files(address, scene.read_bytes())
+    files = Path(uploaded).parent.parent
+    (files / "link.png").symlink_to(scene)
+    (files / "folder").symlink_to(scene.parent)
+    os.mkfifo(tmp_path / "pipe.png")
+    os.mkfifo(files / "pipe.png")
+    paths = {
+        str(scene), str(tmp_path / "nothing.png"), str(tmp_path / "pipe.png"), str(files / "pipe.png"),
+        str(files / "link.png"), str(files / "folder" / scene.name), str(files), str(files / "nothing.png"),
+        f"{files}/../{scene.name}", f"{files}/{os.path.relpath(scene, files)}", os.path.relpath(scene),
+        f"{address}/gradio_api/file={uploaded}", f"file://{uploaded}", "", "\0", "a" * 5000, "\ud800",
+    }  # fmt: skip
+    try:
+        for path in [*sorted(paths), None, 3, [uploaded], {"path": uploaded + "x"}]:
+            for event, inputs in events.items():
+                for place in range(inputs):
+                    data = [None, f"{folder.parent.name}/tiny", "whole", 0][:inputs]
+                    data[place] = {"path": path, **extra}
+                    returned, said = ask(address, event, data, event_data={"index": [0, 0], "value": None})
+                    assert returned in (None, [None])
+                    assert len(said) == 1 and said[0].startswith("The picture is gone: "), (event, place, path, said)
+            nested = {"path": uploaded, "orig_name": [{"path": path, **extra}]}
+            assert ask(address, CHECK, [nested])[1][0].startswith("The picture is gone: ")
+    finally:
+        for name in ("link.png", "folder", "pipe.png"):
+            (files / name).unlink()
+    assert_segments(address, folder, uploaded)
+    assert ask(address, CHECK, [{"path": uploaded, **extra}])[1] == []
+
+
+def test_requests_that_no_page_sends_get_a_message(address, events, folder, scene):
+    _, (uploaded,) = send_files(address, scene.read_bytes())
+    model = f"{folder.parent.name}/tiny"
+    session = assert_segments(address, folder, uploaded)
+    file = {"path": uploaded}
+    strange = [None, -1, 11, 0.5, 10**400, 1e308, float("nan"), float("inf"), "3", "<b>x</b>", [], [1], {}, {"a": 1}]
+    wrong = {
+        (SEGMENT, "There is no picture yet"): [[None, model, "whole", 0]],
+        (SEGMENT, "The model cannot be"): [[file, value, "whole", 0] for value in [*strange, "other", "x" * 10**5]],
+        (SEGMENT, "What the model sees cannot be"): [[file, model, value, 0] for value in [*strange, "sideways"]],
+        (SEGMENT, "Boundary refinement cannot be"): [[file, model, "whole", value] for value in strange],
+        (SHOW, "Boundary refinement cannot be"): [[None, value] for value in strange],
+        (SEGMENT, "The picture is gone"): [[value, model, "whole", 0] for value in ({}, {"url": "data:,a"})],
+        (CHECK, "The picture is gone"): [[{}], [{"url": f"{address}/gradio_api/file={uploaded}"}]],
+    }
+    not_understood = {
+        SEGMENT: [[], [file], ["a", model, "whole", 0], [[file], model, "whole", 0], [3, model, "whole", 0]],
+        CHECK: [[], ["a"], [[file]], [1e308]],
+        EXAMPLE: [[], [99], [-99], ["a"], [[0]], [{}]],
+        SHOW: [[], [None]],
+        LOOK: [[]],
+    }
+    wrong |= {(event, "This page sent what is not understood"): data for event, data in not_understood.items()}
+    for (event, message), requests in wrong.items():
+        for data in requests:
+            _, said = ask(address, event, data, session)
+            assert len(said) == 1 and said[0].startswith(message), (event, data, said)
+            assert len(said[0]) < 300 and "<b>x" not in said[0]
+    outside = [[-1, 0], [0, -1e-9], [600, 0], [0, 360], [10**400, 0], [float("nan"), 0]]
+    for index in (None, 5, "ab", [], [1], [1, 2, 3], ["1", "1"], *outside):
+        for event_data in ({"index": index, "value": None}, index):
+            _, said = ask(address, LOOK, [None], session, event_data=event_data)
+            assert len(said) == 1 and said[0].startswith("The pixel cannot be"), (event_data, said)
+    # A request cannot bring what is kept of a picture, nor get at that of another visitor.
+    nothing = ask(address, SHOW, [None, 3])
+    assert nothing[1] == [] and "pixels" not in json.dumps(nothing)
+    for kept in ({"file": str(scene)}, "kept", 3):
+        assert ask(address, SHOW, [kept, 3]) == nothing
+    for event in (-1, max(events) + 1, 10**30, "segment", None):
+        data, said = ask(address, event, [file, model, "whole", 0])
+        assert data is None and len(said) == 1
+    # One prediction at a time: no way leads past the queue.
+    for route in ("run/segment", "api/segment", "run/predict", "api/predict", "run/look"):
+        body = {"fn_index": SEGMENT, "session_hash": session, "data": [file, model, "whole", 0]}
+        status, _ = post(f"{address}/gradio_api/{route}", json.dumps(body).encode(), "application/json")
+        assert status in (401, 403, 404), (route, status)
+    data, said = ask(address, LOOK, [None], session, event_data={"index": [0, 0], "value": None})
+    assert said == [] and data[0].startswith("Pixel (0, 0): ")
+
+
+def test_space_for_uploads_is_bounded(address, folder, scene):
+    rng = np.random.default_rng(0)
+    _, (first,) = send_files(address, scene.read_bytes(), name="first.png")
+    files = Path(first).parent.parent
+    assert_segments(address, folder, first)
+    for _ in range(MOST_MEGABYTES + 1):
+        status, _ = send_files(address, rng.bytes(1_000_000))
+        assert status == 200
+        examples = {file for file in files.rglob("scene_*.png") if "_label_map" not in file.name}
+        kept = [file.stat().st_size for file in files.rglob("*") if file.is_file() and file not in examples]
+        assert sum(kept) <= MOST_MEGABYTES * 2**20
+    _, said = ask(address, SEGMENT, [{"path": first}, f"{folder.parent.name}/tiny", "whole", 0])
+    assert said[0].startswith("The picture is gone")
+    # The examples stay.
+    for number in range(4):
+        (example,), said = ask(address, EXAMPLE, [number])
+        assert said == [] and Path(example["value"]["path"]).is_file()
+    status, answer = send_files(address, *[rng.bytes(900_000)] * 3)
+    assert status == 413 and "too long" in answer
+    status, answer = post(f"{address}/gradio_api/queue/join", b" " * (2**20 + 1), "application/json")
+    assert status == 413 and "too long" in answer
+    _, (last,) = send_files(address, scene.read_bytes())
+    assert_segments(address, folder, last)
 
 
 def choose_file(page, file) -> None:
@@ -496,10 +763,14 @@ def test_page_tells_of_pixels_by_pointing_and_clicking(page, model, processor, s
     # The picture lies in the middle of its box, as large as fits.
     scale = min(box["width"] / width, box["height"] / height)
     left, top = (box["width"] - width * scale) / 2, (box["height"] - height * scale) / 2
-    image.click(position={"x": left + 301.5 * scale, "y": top + 151.5 * scale})
+    for label in np.unique(label_map):
+        y, x = (int(place[0]) for place in np.nonzero(label_map == label))
+        image.click(position={"x": left + (3 * x + 1.5) * scale, "y": top + (3 * y + 1.5) * scale})
+        page.locator("#where", has_text=f"Pixel ({x}, {y}): ").wait_for()
+        said = f"Pixel ({x}, {y}): {CLASSES[label]} before refinement. A larger point counts more."
+        assert page.inner_text("#where") == said
     page.wait_for_selector("#points img")
-    assert page.inner_text("#where").startswith("Pixel (100, 50): ")
-    points = sampling_points(model, processor, str(scene), (100, 50))
+    points = sampling_points(model, processor, str(scene), (x, y))
     expected = figure_to_image(draw_sampling_points(str(scene), points))
     with urlopen(page.get_attribute("#points img", "src")) as response:
         np.testing.assert_array_equal(read_png(response), np.array(expected))

@@ -13,6 +13,7 @@ import contextlib
 import html
 import io
 import os
+import reprlib
 import tempfile
 import time
 from argparse import Namespace
@@ -20,19 +21,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import anyio
 import gradio as gr
 import numpy as np
 import PIL.Image
 import torch
 from gradio.utils import get_upload_folder
-from torch.nn.modules.module import register_module_forward_pre_hook
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from torch.overrides import TorchFunctionMode
 from transformers import HfArgumentParser
 
 import unept_hf
 from unept_hf.cli import choose_device, load_model
 from unept_hf.command_arguments import HubArguments
 from unept_hf.data.synthetic import synthetic_scenes
-from unept_hf.image_processing_pil_unept import image_to_tensor, resize_label_map
+from unept_hf.image_processing_pil_unept import LONGEST_SIDE, image_to_tensor, resize_label_map
 from unept_hf.inference import refine, segment
 from unept_hf.visualization import (
     class_areas,
@@ -53,6 +58,10 @@ SHOWN_SIZE = 768  # pixels of the longer side of a picture on the page
 KEPT_SECONDS = 3600  # how long files of visitors stay on the disk
 MOST_VISITORS = 32  # whose last results are kept, at a few bytes for each pixel
 MESSAGE_SECONDS = 20
+LONGEST_BODY = 2**20  # bytes of a request, beyond the file that it may bring
+SMALLEST_FILE = 2**13  # bytes on the disk, with its folder
+DECODED_BYTES = 2**12  # of a file between two looks at the clock
+MODES = {"whole": "Whole image", "slide": "Sliding windows"}
 
 TITLE = "UN-EPT semantic segmentation"
 EMPTY = '<p class="empty">Choose a picture and press <b>Segment</b>.</p>'
@@ -83,18 +92,30 @@ class DemoArguments:
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:1 or mps."})
     max_megapixels: float = field(default=16, metadata={"help": "Millions of pixels that a picture may have."})
     max_megabytes: int = field(default=20, metadata={"help": "Size that a file may have, in MB (2**20 bytes)."})
-    time_limit: float = field(default=60, metadata={"help": "Seconds that a prediction may take."})
+    max_total_megabytes: int = field(
+        default=2000, metadata={"help": "MB that the files of all visitors may have together. The oldest are deleted."}
+    )
+    time_limit: float = field(
+        default=60, metadata={"help": "Seconds that a picture may take, from its file to its results."}
+    )
     server_name: str | None = field(
         default=None, metadata={"help": "Address to listen at: 0.0.0.0 lets other machines in."}
     )
     server_port: int | None = field(default=None, metadata={"help": "Port to listen at. A free one from 7860 else."})
+
+    def __post_init__(self):
+        if self.max_total_megabytes < 2 * self.max_megabytes + 2:
+            raise ValueError(
+                f"--max_total_megabytes {self.max_total_megabytes} leaves no room for uploads of --max_megabytes "
+                f"{self.max_megabytes}: pass at least {2 * self.max_megabytes + 2}."
+            )
 
 
 @dataclass
 class Segmentation:
     """What is kept of a visitor's last picture, to refine it and to look into the model."""
 
-    path: str
+    file: Path
     model_name: str
     shown: PIL.Image.Image
     label_map: torch.Tensor  # (height, width), uint8 or int32, without refinement
@@ -108,35 +129,196 @@ def problem(message: str) -> gr.Error:
     return gr.Error(message, duration=MESSAGE_SECONDS, print_exception=False)
 
 
-@contextlib.contextmanager
-def prediction(time_limit: float) -> Iterator[None]:
-    """
-    Stops models between two of their layers when time is up, and says on the page what else they could not do. One at
-    a time: the clock is that of all models.
-    """
-    end = time.monotonic() + time_limit
+def unknown(what: str, value, remedy: str) -> gr.Error:
+    """A message on a value that the page does not offer, but a request can bring."""
+    return problem(f"{what} cannot be {html.escape(reprlib.repr(value))}: {remedy}.")
 
-    def check(module, args):
-        if time.monotonic() > end:
+
+class TimeLimit(TorchFunctionMode):
+    """
+    Stops what a visitor asked for when time is up: before operations of PyTorch in the block that it spans, so in
+    models and in what follows them, and wherever `check` is called.
+    """
+
+    def __init__(self, seconds: float):
+        super().__init__()
+        self.seconds = seconds
+        self.end = time.monotonic() + seconds
+
+    def check(self) -> None:
+        if time.monotonic() > self.end:
             raise problem(
-                f"That took longer than the {time_limit:g} seconds that a prediction may take here. Choose a smaller "
+                f"That took longer than the {self.seconds:g} seconds that a picture may take here. Choose a smaller "
                 "picture, or let the model see the whole image."
             )
 
-    handle = register_module_forward_pre_hook(check)
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.check()
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[TimeLimit]:
+    """A time limit on a block; what else could not be done in it is said on the page, too."""
     try:
-        yield
-    except gr.Error:
+        with TimeLimit(seconds) as limit:
+            yield limit
+    except gr.Error:  # a kind of ValueError
         raise
     except torch.OutOfMemoryError as error:
         raise problem("The picture does not fit into the memory here. Choose a smaller one.") from error
     except ValueError as error:
         raise problem(html.escape(str(error))) from error
-    finally:
-        handle.remove()
 
 
-def read_picture(path: str | None, max_megapixels: float) -> tuple[PIL.Image.Image, str]:
+class Storage:
+    """
+    Gradio's folder of files that visitors uploaded or that were made for them.
+
+    Args:
+        most_bytes: what the files may have together.
+    """
+
+    def __init__(self, most_bytes: int):
+        self.folder = Path(os.path.abspath(get_upload_folder()))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.most_bytes = most_bytes
+        self.permanent: set[Path] = set()
+
+    def files(self) -> set[Path]:
+        return {Path(folder, name) for folder, _, names in os.walk(self.folder) for name in names}
+
+    def find(self, upload) -> Path:
+        """
+        The file that a request names. Gradio trusts requests that leave `meta` out.
+
+        Args:
+            upload: what came with the request: a dictionary with a `path`, if it is from the page.
+
+        Returns:
+            A regular file within the folder, without links in its path.
+
+        Raises:
+            gr.Error: for anything else, with the same words, so that they say nothing about other files.
+        """
+        with contextlib.suppress(OSError, RuntimeError, TypeError, ValueError):
+            path = upload["path"]
+            # Asking the disk about places outside could already block.
+            Path(os.path.abspath(path)).relative_to(self.folder)
+            file = Path(path).resolve(strict=True)
+            file.relative_to(self.folder.resolve())
+            if file.is_file():
+                return file
+        raise problem("The picture is gone: files are kept for an hour, or less when many come. Upload it again.")
+
+    def make_room(self, needed: int) -> None:
+        """Deletes files that are older than an hour, and the oldest others until so many bytes are free."""
+        found = []
+        for file in self.files() - self.permanent:
+            with contextlib.suppress(FileNotFoundError):
+                status = file.lstat()
+                found.append((status.st_mtime, max(status.st_size, SMALLEST_FILE), file))
+        total = sum(size for _, size, _ in found)
+        for modified, size, file in sorted(found):
+            if total + needed <= self.most_bytes and modified > time.time() - KEPT_SECONDS:
+                break
+            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # there is more in it
+                file.parent.rmdir()
+            total -= size
+
+    def save(self, pixels: np.ndarray, name: str) -> str:
+        """The path of a new PNG file of pixels, uint8 or uint16."""
+        self.make_room(pixels.nbytes + LONGEST_BODY)
+        file = Path(tempfile.mkdtemp(dir=self.folder), name)
+        PIL.Image.fromarray(pixels).save(file)
+        return str(file)
+
+
+class Border:
+    """
+    ASGI middleware that bounds what requests bring: the length of each, and all uploads together.
+
+    Args:
+        app: what comes after it.
+        storage: where uploads go.
+        max_file_size: bytes that a file may have.
+    """
+
+    def __init__(self, app, storage: Storage, max_file_size: int):
+        self.app = app
+        self.storage = storage
+        self.max_file_size = max_file_size
+        self.uploads = 0  # under way
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        is_upload = scope["path"].rstrip("/").endswith("/upload")
+        most = LONGEST_BODY + is_upload * self.max_file_size
+        left = most
+
+        async def receive_bounded():
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise HTTPException(413, f"The request is too long: {most} bytes are taken here. Send one picture.")
+            return message
+
+        if not is_upload:
+            await self.app(scope, receive_bounded, send)
+            return
+        if (self.uploads + 1) * most > self.storage.most_bytes:
+            response = PlainTextResponse("Many pictures come in just now. Wait a moment, and upload it again.", 503)
+            await response(scope, receive, send)
+            return
+        self.uploads += 1
+        try:
+            await anyio.to_thread.run_sync(self.storage.make_room, self.uploads * most)
+            await self.app(scope, receive_bounded, send)
+        finally:
+            self.uploads -= 1
+
+
+class Page(gr.Blocks):
+    """Blocks that look at what a request brings before Gradio does, which would fetch addresses, for one."""
+
+    def __init__(self, storage: Storage, **kwargs):
+        super().__init__(**kwargs)
+        self.storage = storage
+
+    async def preprocess_data(self, block_fn, inputs, *args, **kwargs):
+        try:
+            pending = list(inputs)
+            while pending:
+                value = pending.pop()
+                if isinstance(value, dict) and "path" in value:
+                    self.storage.find(value)
+                if isinstance(value, (dict, list)):
+                    pending += value.values() if isinstance(value, dict) else value
+            return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
+        except gr.Error:
+            raise
+        # Components raise whatever comes to them when they are given what no page sends.
+        except Exception as error:
+            raise problem("This page sent what is not understood here. Reload it, and try again.") from error
+
+
+class PictureFile(io.BufferedReader):
+    """A file that is read no further when time is up. Some take hours to decode, few bytes at a time."""
+
+    def __init__(self, file: Path, limit: TimeLimit):
+        super().__init__(io.FileIO(file))
+        self.limit = limit
+
+    def read(self, size=-1):
+        self.limit.check()
+        return super().read(size)
+
+
+def read_picture(file: Path, max_megapixels: float, limit: TimeLimit) -> tuple[PIL.Image.Image, str]:
     """
     The picture in an uploaded file.
 
@@ -144,19 +326,19 @@ def read_picture(path: str | None, max_megapixels: float) -> tuple[PIL.Image.Ima
         An RGB image, upright and without transparency, and the format of the file.
 
     Raises:
-        gr.Error: for files that are missing, of another kind, damaged or too large. The message says what to do.
+        gr.Error: for files that are missing, of another kind, damaged, too large or too slow. The message says what to
+            do.
     """
-    if path is None:
-        raise problem("There is no picture yet. Upload one, take one with the webcam, or choose an example.")
     too_large = problem(
-        f"The picture is too large: it may have {max_megapixels:g} million pixels here. Make it smaller, and upload "
-        "it again."
+        f"The picture is too large: it may have {max_megapixels:g} million pixels here, and {LONGEST_SIDE} on a side. "
+        "Make it smaller, and upload it again."
     )
     try:
-        with PIL.Image.open(path, formats=FORMATS) as picture:
-            if picture.width * picture.height > max_megapixels * 1e6:
+        with PictureFile(file, limit) as opened, PIL.Image.open(opened, formats=FORMATS) as picture:
+            if picture.width * picture.height > max_megapixels * 1e6 or max(picture.size) > LONGEST_SIDE:
                 raise too_large
             file_format = picture.format
+            picture.decodermaxblock = DECODED_BYTES
             pixels = image_to_tensor(picture)
     except gr.Error:
         raise
@@ -166,15 +348,14 @@ def read_picture(path: str | None, max_megapixels: float) -> tuple[PIL.Image.Ima
         raise problem(
             "This is not a picture that can be read here. Upload a PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF file."
         ) from error
-    except FileNotFoundError as error:
-        raise problem("The picture is gone: files are kept for an hour. Upload it again.") from error
     # Decoders raise whatever comes to them when a file is damaged.
     except Exception as error:
+        limit.check()  # they do not say that it was this
         raise problem(
-            "The picture is damaged: its file can not be read to the end. Upload it again, or save it anew as PNG."
+            "The picture is damaged: its file cannot be read to the end. Upload it again, or save it anew as PNG."
         ) from error
     if pixels.dtype != torch.uint8:
-        raise problem("The pixels are floating point numbers. Save the picture with 8 or 16 bits for each colour.")
+        raise problem("The pixels are floating point numbers. Save the picture with 8 or 16 bits for each color.")
     return PIL.Image.fromarray(pixels.permute(1, 2, 0).numpy()), file_format
 
 
@@ -211,7 +392,7 @@ def class_view(picture: PIL.Image.Image, labels: np.ndarray, areas: list[dict], 
     """
     regions, names, items, rules = [], [], [], []
     for area in areas:
-        key, label = f"class-{area['id']}", html.escape(area["label"])
+        key, label = f"class-{area['id']}", html.escape(str(area["label"]))
         share = f"{area['fraction']:.1%}" if area["fraction"] >= 0.001 else "&lt; 0.1%"
         color = "#{:02x}{:02x}{:02x}".format(*palette[area["id"]])
         regions.append(f'<path class="{key}" d="{region_path(labels == area["id"])}"/>')
@@ -241,25 +422,42 @@ class Demo:
     def __init__(self, models: dict[str, tuple], arguments: DemoArguments):
         self.models = models
         self.arguments = arguments
+        self.storage = Storage(arguments.max_total_megabytes * 2**20)
 
-    def read(self, path: str | None) -> tuple[PIL.Image.Image, str]:
-        return read_picture(path, self.arguments.max_megapixels)
+    def read(self, file: Path, limit: TimeLimit) -> tuple[PIL.Image.Image, str]:
+        return read_picture(file, self.arguments.max_megapixels, limit)
 
     def check(self, upload: dict | None):
-        """Looks at a new picture: takes it away with a message if it can not be used."""
+        """Looks at a new picture: takes it away with a message if it cannot be used."""
         if upload is None:
             return None
         try:
-            picture, file_format = self.read(upload["path"])
+            with limited(self.arguments.time_limit) as limit:
+                file = self.storage.find(upload)
+                picture, file_format = self.read(file, limit)
+                if file_format not in NOT_IN_BROWSERS:
+                    return gr.skip()
+                shown = self.storage.save(np.asarray(picture), f"{file.stem}.png")
+                limit.check()
+                return shown
         except gr.Error as error:
             gr.Warning(error.message, duration=MESSAGE_SECONDS)
             return None
-        return picture if file_format in NOT_IN_BROWSERS else gr.skip()
 
-    def segment(self, upload: dict | None, model_name: str, mode: str) -> tuple:
-        """Segments a picture: what is kept of it, whether it can be refined, and how clicking on it begins."""
-        path = upload and upload["path"]
-        picture, _ = self.read(path)
+    def segment(self, upload: dict | None, model_name: str, mode: str, steps: int) -> tuple:
+        """
+        Segments a picture: what is kept of it, whether it can be refined, how clicking on it begins, and what `show`
+        returns.
+        """
+        if upload is None:
+            raise problem("There is no picture yet. Upload one, take one with the webcam, or choose an example.")
+        # Lists, as not every value of a request can be looked up in a dictionary.
+        if model_name not in list(self.models):
+            raise unknown("The model", model_name, "choose one of the list")
+        if mode not in list(MODES):
+            raise unknown("What the model sees", mode, "choose the whole image or sliding windows")
+        self.check_steps(steps)
+        file = self.storage.find(upload)
         model, processor = self.models[model_name]
         config = model.config
         has_boundaries = getattr(config, "use_boundary_heads", False)
@@ -268,24 +466,36 @@ class Demo:
             # The windows that the model was trained on, a third of a window apart as in the paper.
             crop_size = [cells * config.query_stride for cells in config.query_grid_size]
             windows = {"crop_size": crop_size, "stride": [max(1, side // 3) for side in crop_size]}
-        start = time.perf_counter()
-        with prediction(self.arguments.time_limit):
+        with limited(self.arguments.time_limit) as limit:
+            picture, _ = self.read(file, limit)
+            start = time.perf_counter()
             result = segment(
                 model, processor, picture, mode=mode, return_boundaries=has_boundaries, progress=False, **windows
             )
-        seconds = time.perf_counter() - start
-        boundary = direction = None
-        if has_boundaries:
-            boundary, direction = result.boundary_probability > 0.5, result.direction_map.byte()
-        dtype = torch.uint8 if config.num_labels <= 256 else torch.int32
-        shown = picture.resize(shown_size(*picture.size), PIL.Image.Resampling.BOX)
-        kept = Segmentation(path, model_name, shown, result.label_map.to(dtype), boundary, direction, seconds)
-        return kept, gr.Slider(interactive=has_boundaries), shown, NOT_CLICKED, gr.Image(visible=False)
+            seconds = time.perf_counter() - start
+            boundary = direction = None
+            if has_boundaries:
+                boundary, direction = result.boundary_probability > 0.5, result.direction_map.byte()
+            dtype = torch.uint8 if config.num_labels <= 256 else torch.int32
+            shown = picture.resize(shown_size(*picture.size), PIL.Image.Resampling.BOX)
+            kept = Segmentation(file, model_name, shown, result.label_map.to(dtype), boundary, direction, seconds)
+            results = self.draw(kept, steps, limit)
+        return kept, gr.Slider(interactive=has_boundaries), shown, NOT_CLICKED, gr.Image(visible=False), *results
 
     def show(self, kept: Segmentation | None, steps: int) -> tuple:
         """Summary, classes, both sides of refinement, and the label map as a file, for so many steps."""
         if kept is None:
             return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        self.check_steps(steps)
+        with limited(self.arguments.time_limit) as limit:
+            return self.draw(kept, steps, limit)
+
+    def check_steps(self, steps: int) -> None:
+        if steps not in range(MOST_STEPS + 1):
+            raise unknown("Boundary refinement", steps, f"choose a whole number of steps up to {MOST_STEPS}")
+
+    def draw(self, kept: Segmentation, steps: int, limit: TimeLimit) -> tuple:
+        """What `show` returns."""
         model, _ = self.models[kept.model_name]
         palette = default_palette(model.config.num_labels)
         label_map = kept.label_map
@@ -295,7 +505,9 @@ class Demo:
         size = kept.shown.size[::-1]
         before, after = (resize_label_map(labels, size).numpy() for labels in (kept.label_map, label_map))
         pictures = tuple(overlay(kept.shown, labels, palette) for labels in (before, after))
+        limit.check()
         areas = class_areas(label_map, model.config.id2label)
+        limit.check()
 
         height, width = label_map.shape
         changed = (label_map != kept.label_map).double().mean().item()
@@ -305,31 +517,41 @@ class Demo:
         classes = "1 class" if len(areas) == 1 else f"{len(areas)} classes"
         summary = f"**{width} x {height} pixels, {classes}** in {kept.seconds:.2f} s; {refinement}."
 
-        folder = Path(get_upload_folder())
-        folder.mkdir(parents=True, exist_ok=True)
-        file = Path(tempfile.mkdtemp(dir=folder)) / f"{Path(kept.path).stem}_label_map.png"
-        dtype = np.uint8 if model.config.num_labels <= 256 else np.uint16
-        PIL.Image.fromarray(label_map.numpy().astype(dtype)).save(file)
         view = class_view(pictures[1], after, areas, palette)
-        return summary, view, pictures, gr.DownloadButton(value=str(file), interactive=True)
+        limit.check()
+        dtype = np.uint8 if model.config.num_labels <= 256 else np.uint16
+        file = self.storage.save(label_map.numpy().astype(dtype), f"{kept.file.stem}_label_map.png")
+        limit.check()
+        return summary, view, pictures, gr.DownloadButton(value=file, interactive=True)
 
-    def look(self, kept: Segmentation | None, event: gr.SelectData) -> tuple:
+    def look(self, kept: Segmentation | None, event: gr.EventData) -> tuple:
         """Where the model looks for the pixel that was clicked."""
         if kept is None:
             return gr.skip(), gr.skip()
-        picture, _ = self.read(kept.path)
-        # From the middle of a pixel of the shown picture to pixels of the image.
-        x, y = (
-            min(int((place + 0.5) * side / shown), side - 1)
-            for place, side, shown in zip(event.index, picture.size, kept.shown.size)
-        )
+        data = event._data if isinstance(event._data, dict) else {}
+        match data.get("index"):
+            case [int() | float() as column, int() | float() as row] if (
+                0 <= column < kept.shown.width and 0 <= row < kept.shown.height
+            ):
+                pass
+            case index:
+                raise unknown("The pixel", index, "click within the picture")
         model, processor = self.models[kept.model_name]
-        with prediction(self.arguments.time_limit):
+        with limited(self.arguments.time_limit) as limit:
+            picture, _ = self.read(self.storage.find({"path": kept.file}), limit)
+            # From the middle of a pixel of the shown picture to pixels of the image.
+            x, y = (
+                min(int((place + 0.5) * side / shown), side - 1)
+                for place, side, shown in zip((column, row), picture.size, kept.shown.size)
+            )
             points = sampling_points(model, processor, picture, (x, y))
-        label = model.config.id2label[int(kept.label_map[y, x])]
-        figure = draw_sampling_points(picture, points)
-        text = f"Pixel ({x}, {y}): **{html.escape(label)}** before refinement. A larger point counts more."
-        return text, gr.Image(figure_to_image(figure), format="png", visible=True)
+            figure = draw_sampling_points(picture, points)
+            limit.check()
+            image = figure_to_image(figure)
+            limit.check()
+        label = class_areas(kept.label_map[y : y + 1, x : x + 1], model.config.id2label)[0]["label"]
+        text = f"Pixel ({x}, {y}): <b>{html.escape(str(label))}</b> before refinement. A larger point counts more."
+        return text, gr.Image(image, format="png", visible=True)
 
 
 def draw_examples(folder: str) -> list[str]:
@@ -345,11 +567,13 @@ def build_page(demo: Demo) -> gr.Blocks:
     arguments = demo.arguments
     names = list(demo.models)
     cleaning = (KEPT_SECONDS // 6, KEPT_SECONDS)
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=cleaning, fill_width=True) as page:
+    storage = demo.storage
+    with Page(storage, title=TITLE, analytics_enabled=False, delete_cache=cleaning, fill_width=True) as page:
         gr.Markdown(
             f"# {TITLE}\n"
             "Choose a picture, and see which class each of its pixels belongs to. Pictures may have "
-            f"{arguments.max_megapixels:g} million pixels and {arguments.max_megabytes} MB; they are kept for an hour."
+            f"{arguments.max_megapixels:g} million pixels and {arguments.max_megabytes} MB; they are kept for at most "
+            "an hour."
         )
         kept = gr.State(time_to_live=KEPT_SECONDS)
         with gr.Row():
@@ -364,11 +588,13 @@ def build_page(demo: Demo) -> gr.Blocks:
                 )
                 # Gradio copies them.
                 with tempfile.TemporaryDirectory() as folder:
+                    before = storage.files()
                     examples = gr.Examples(draw_examples(folder), picture, label="Examples (a click segments them)")
+                    storage.permanent = storage.files() - before
                 with gr.Group():
                     model_name = gr.Dropdown(names, value=names[0], label="Model", elem_id="model")
                     mode = gr.Radio(
-                        [("Whole image", "whole"), ("Sliding windows", "slide")],
+                        [(label, mode) for mode, label in MODES.items()],
                         value="whole",
                         label="The model sees",
                         elem_id="mode",
@@ -398,7 +624,7 @@ def build_page(demo: Demo) -> gr.Blocks:
                             elem_id="both",
                         )
                     with gr.Tab("Sampling points"):
-                        where = gr.Markdown(NOT_CLICKED, elem_id="where")
+                        where = gr.HTML(NOT_CLICKED, elem_id="where")
                         shown = gr.Image(show_label=False, interactive=False, height=300, buttons=[], elem_id="shown")
                         points = gr.Image(
                             show_label=False,
@@ -414,27 +640,27 @@ def build_page(demo: Demo) -> gr.Blocks:
         # One prediction at a time, whoever asks for it.
         one_at_a_time = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         # Gradio itself would open an upload before we can say what is wrong with it. Without its preprocessing, we get
-        # the path, which it has found to be one of an upload.
+        # what the request brings, and have to check all of it.
         unopened = {"preprocess": False, "api_visibility": "private"}
-        show = {
-            "fn": demo.show,
-            "inputs": [kept, steps],
-            "outputs": results,
-            "show_progress": "minimal",
-            "show_progress_on": [classes, both],
-            "api_visibility": "private",
-        }
         segmentation = {
             "fn": demo.segment,
-            "inputs": [picture, model_name, mode],
-            "outputs": [kept, steps, shown, where, points],
+            "inputs": [picture, model_name, mode, steps],
+            "outputs": [kept, steps, shown, where, points, *results],
             "show_progress_on": [classes, both, shown],
         }
         segmentation |= one_at_a_time | unopened
         picture.upload(demo.check, picture, picture, show_progress="hidden", **unopened)
-        for event in (run.click(**segmentation), examples.load_input_event.then(**segmentation)):
-            event.success(**show)
-        steps.input(trigger_mode="always_last", **show)
+        run.click(**segmentation)
+        examples.load_input_event.then(**segmentation)
+        steps.input(
+            demo.show,
+            [kept, steps],
+            results,
+            trigger_mode="always_last",
+            show_progress="minimal",
+            show_progress_on=[classes, both],
+            **unopened,
+        )
         shown.select(demo.look, kept, [where, points], show_progress_on=points, **one_at_a_time)
     return page
 
@@ -460,25 +686,33 @@ def main() -> None:
     parser = HfArgumentParser((DemoArguments, HubArguments), description="A page to try models on.")
     parser.add_argument("models", nargs="*", help="Folders or Hub names of models.")
     namespace = parser.parse_args()
-    arguments = DemoArguments(**{name: getattr(namespace, name) for name in DemoArguments.__dataclass_fields__})
     try:
+        arguments = DemoArguments(**{name: getattr(namespace, name) for name in DemoArguments.__dataclass_fields__})
         models = load_models(model_names(namespace.models), namespace, choose_device(arguments.device))
     except (OSError, ValueError) as error:
         raise SystemExit(f"app.py: {error}") from error
-    page = build_page(Demo(models, arguments))
-    page.queue(max_size=MOST_VISITORS)
-    page.launch(
-        server_name=arguments.server_name,
-        server_port=arguments.server_port,
-        share=False,
-        max_file_size=arguments.max_megabytes * 2**20,
-        state_session_capacity=MOST_VISITORS,
-        theme=gr.themes.Default(primary_hue="blue").set(body_text_color_subdued="*neutral_500"),
-        css=CSS,
-        footer_links=["gradio"],
-        run_history=False,
-        ssr_mode=False,
-    )
+    # A folder of our own: Gradio's is one for all its pages on the machine.
+    parent = Path(get_upload_folder()).resolve()
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        demo = Demo(models, arguments)
+        page = build_page(demo)
+        max_file_size = arguments.max_megabytes * 2**20
+        page.queue(max_size=MOST_VISITORS, api_open=False)  # nobody gets past the queue
+        page.launch(
+            server_name=arguments.server_name,
+            server_port=arguments.server_port,
+            share=False,
+            max_file_size=max_file_size,
+            app_kwargs={"middleware": [Middleware(Border, demo.storage, max_file_size)]},
+            state_session_capacity=MOST_VISITORS,
+            theme=gr.themes.Default(primary_hue="blue").set(body_text_color_subdued="*neutral_500"),
+            css=CSS,
+            footer_links=["gradio"],
+            run_history=False,
+            ssr_mode=False,
+        )
 
 
 if __name__ == "__main__":
