@@ -150,6 +150,18 @@ def test_plain_file(tmp_path, data):
     assert len(classes.palette) == 2
 
 
+def test_names_beside_other_entries(tmp_path):
+    classes = load_class_list(write(tmp_path, {"classes": ["sky", "road"], "ignore_index": 11}))
+    assert list(classes.id2label.items()) == [(0, "sky"), (1, "road")]
+    assert (classes.ignore_index, len(classes.palette)) == (11, 2)
+
+
+def test_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path, ["sky", "road"])
+    assert len(load_class_list("~/mine.json")) == 2
+
+
 def test_integer_keys():
     assert class_list_from_data({0: "wall", 1: "sky"}).id2label == {0: "wall", 1: "sky"}
 
@@ -231,7 +243,13 @@ def test_not_text(tmp_path):
         ({"classes": [{"id": 0.0, "name": "a"}]}, "0.0 is not a class id"),
         ({"classes": [{"id": True, "name": "a"}]}, "True is not a class id"),
         ({"classes": [{"id": 0}]}, 'lacks "id" or "name"'),
-        ({"classes": ["wall"]}, "class entry 'wall' lacks"),
+        ({"classes": ["wall", {"id": 1, "name": "sky"}]}, "class entry 'wall' lacks"),
+        ({"classes": ["wall", 3]}, "class entry 'wall' lacks"),
+        ({"classes": ["wall", "wall"]}, "name 'wall' is used by classes 0 and 1"),
+        ({"classes": []}, "has no classes"),
+        ({"classes": ["a"], "label_id_to_train_id": [0]}, "label_id_to_train_id is .* Map label ids to class ids"),
+        ({"classes": ["a"], "label_id_to_train_id": {"255": "a"}}, "label_id_to_train_id maps '255' to 'a'"),
+        ({"classes": ["a"], "label_id_to_train_id": {"x": 0}}, "label_id_to_train_id maps 'x' to 0"),
         ({"classes": {"0": "wall"}}, '"classes" is a dict. Make it a list'),
         (["wall", "sky", "wall"], "name 'wall' is used by classes 0 and 2.* Rename"),
         (["wall", " "], "the name of class 1 is ' '. Give it a non-blank string"),

@@ -2,6 +2,9 @@
 """Label maps from annotations, and rows of data sets as image and label map."""
 
 import io
+import json
+import re
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -103,14 +106,113 @@ def test_modes_of_masks(mode):
     assert np.array_equal(decode_label_map(image, THREE), values)
 
 
+def channels(values, mode, alpha=255):
+    """Gray pixels with the channels of another mode."""
+    gray = PIL.Image.fromarray(values)
+    opacity = PIL.Image.fromarray(np.broadcast_to(np.uint8(alpha), values.shape).copy())
+    bands = {"LA": [gray, opacity], "RGB": [gray] * 3, "RGBA": [gray] * 3 + [opacity]}
+    return PIL.Image.merge(mode, bands[mode])
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGB", "RGBA"])
+@pytest.mark.parametrize("as_mask", ["file", "PIL", "array"])
+def test_gray_masks_with_more_channels(mode, as_mask):
+    values = np.random.default_rng(0).integers(0, 3, (4, 6), dtype=np.uint8)
+    image = channels(values, mode)
+    if as_mask == "file":
+        label_map = decode_example({"image": photo(), "label": encoded(image)}, THREE)[1]
+    else:
+        label_map = decode_label_map(image if as_mask == "PIL" else np.asarray(image), THREE)
+    assert label_map.dtype == np.uint8
+    assert np.array_equal(label_map, values)
+
+
+def test_array_with_one_channel():
+    assert decode_label_map(np.array([[[0], [2]]], dtype=np.uint8), THREE).tolist() == [[0, 2]]
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_transparent_masks(mode):
+    """What lies below is not said: the class that the eye does not see, or none."""
+    values = np.zeros((4, 6), dtype=np.uint8)
+    alpha = np.where(np.arange(6) < 5, 255, 0)
+    with pytest.raises(ValueError, match=r"mask 'm' has 4 transparent pixels.*Save it without an alpha channel"):
+        decode_label_map(channels(values, mode, alpha), THREE, "m")
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV"])
+def test_channels_that_are_no_gray(mode):
+    with pytest.raises(ValueError, match=f"mask 'm' has mode {mode}: .*one channel of class ids"):
+        decode_label_map(PIL.Image.new(mode, (6, 4), 0), THREE, "m")
+
+
+def test_16_bit_gray_with_more_channels():
+    """Pillow keeps the upper bytes alone, which are 0 for all of these."""
+    values = np.array([[0, 1, 2]], dtype=">u2")
+    pixels = b"".join(b"\0" + np.repeat(row, 3).tobytes() for row in values)  # each row begins with its filter
+
+    def chunk(kind, data):
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = (3).to_bytes(4, "big") + (1).to_bytes(4, "big") + bytes([16, 2, 0, 0, 0])
+    file = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+    row = {"image": photo(1, 3), "label": {"bytes": file, "path": None}, "name": "deep"}
+    with pytest.raises(ValueError, match=r"mask 'deep' has 16 bits in each of several channels.*one channel"):
+        decode_example(row, THREE)
+
+
+def jpeg(values, mode="L"):
+    """A row whose mask went through JPEG."""
+    file = encoded(PIL.Image.fromarray(values).convert(mode), "JPEG", quality=75)
+    return {"image": photo(*values.shape), "label": file, "name": "j"}
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("as_mask", ["file", "PIL"])
+def test_jpeg_is_named_as_the_cause(mode, as_mask):
+    row = jpeg(np.kron(np.array([[0, 255], [255, 0]]), np.ones((12, 12))).astype(np.uint8), mode)
+    if as_mask == "PIL":
+        row["label"] = PIL.Image.open(io.BytesIO(row["label"]["bytes"]))
+    ground = class_list_from_data(["ground", "crack"])
+    with pytest.raises(ValueError, match=r"mask 'j'.*It is a JPEG file, .* values of pixels.*as PNG"):
+        decode_example(row, ground)
+
+
+def test_jpeg_with_values_that_are_classes():
+    values = np.kron(np.array([[0, 200], [100, 50]]), np.ones((12, 12))).astype(np.uint8)
+    many = class_list_from_data([str(i) for i in range(255)], "many")
+    row = jpeg(values)
+    assert not np.array_equal(decode_example(row, many)[1], values), "the values are those of other classes"
+    message = doubt_about_masks([row], many)
+    assert message.startswith("The masks that were looked at (1, such as 'j') are JPEG files")
+    assert "PNG" in message
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32])
 def test_values_outside_the_classes(dtype):
     values = np.array([[0, 3, 9], [200, 255, 3]], dtype=dtype)
     message = (
         r"mask 'x/1\.png' holds the value\(s\) 3, 9, 200, but class list 'three' allows 0\.\.2 and 255 \(ignored\)"
     )
-    with pytest.raises(ValueError, match=message + ".*reduce_labels"):
+    with pytest.raises(ValueError, match=message + ".*ignore_index.*reduce_labels"):
         decode_label_map(values, THREE, "x/1.png")
+
+
+def test_value_to_ignore_outside_the_classes():
+    """The remedy of the message, followed."""
+    values = np.array([[0, 1, 11]], dtype=np.uint8)
+    with pytest.raises(ValueError, match=r'"ignore_index": 11 ') as error:
+        decode_label_map(values, class_list_from_data(["sky", "road"]))
+    entry = json.loads("{" + re.search(r'"ignore_index": \d+', str(error.value))[0] + "}")
+    assert decode_label_map(values, class_list_from_data({"classes": ["sky", "road"], **entry})).tolist() == [
+        [0, 1, 11]
+    ]
+
+
+def test_values_outside_a_table():
+    classes = class_list_from_data({"classes": ["a", "b"], "label_id_to_train_id": {"0": 0, "1": 1, "7": 255}})
+    with pytest.raises(ValueError, match=r"value\(s\) 3, but .* allows the label ids 0\.\.1, 7\. Correct .* add "):
+        decode_label_map(np.array([[0, 3]], dtype=np.uint8), classes)
 
 
 def test_values_outside_are_shortened():
@@ -128,7 +230,7 @@ def test_train_ids_for_label_ids():
         decode_label_map(np.array([[0, 18, 255]], dtype=np.uint8), load_class_list("cityscapes"))
 
 
-@pytest.mark.parametrize("values", [np.zeros((4, 6, 3), np.uint8), np.zeros((0, 6), np.uint8), np.zeros(6, np.uint8)])
+@pytest.mark.parametrize("values", [np.zeros((4, 6, 5), np.uint8), np.zeros((0, 6), np.uint8), np.zeros(6, np.uint8)])
 def test_shapes_that_are_no_label_map(values):
     with pytest.raises(ValueError, match=r"mask 'm' has shape .*one channel of class ids"):
         decode_label_map(values, THREE, "m")
@@ -141,7 +243,7 @@ def test_other_things_that_are_no_label_map():
         decode_label_map(np.array([[0.5]]), THREE)
     with pytest.raises(ValueError, match="not whole numbers"):
         decode_label_map(np.array([[np.nan]]), THREE)
-    with pytest.raises(ValueError, match=r"has shape \(4, 6, 3\)"):
+    with pytest.raises(ValueError, match=r"mask has colors"):
         decode_label_map(photo(), THREE)
 
 
@@ -263,8 +365,41 @@ def test_good_masks_raise_no_doubt():
 def test_black_and_white_masks():
     message = doubt(THREE, [0], [0, 255], [255])
     assert "(3, such as 'row 0') hold only 0 and 255, but class list 'three' has 3 classes" in message
-    assert "store the id of that class instead" in message
+    assert "store the id of the class instead" in message
     assert "only 0 and 255" in doubt(class_list_from_data(["ground", "crack"]), [0, 255])
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_remedy_for_black_and_white_masks(mode):
+    """What the message says, done as it says."""
+    black_and_white = np.array([[0, 255], [255, 0]], dtype=np.uint8)
+    rows = [{"label": PIL.Image.fromarray(black_and_white).convert(mode)}]
+    message = doubt_about_masks(rows, class_list_from_data(["ground", "crack"]))
+    table = json.loads("{" + re.search(r'"label_id_to_train_id": \{[^}]*\}', message)[0] + "}")
+    classes = class_list_from_data({"classes": ["ground", "crack"], **table})
+    assert doubt_about_masks(rows, classes) is None
+    assert decode_label_map(rows[0]["label"], classes).tolist() == [[0, 1], [1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("entries", "is_doubtful"),
+    [
+        ({"label_id_to_train_id": {"0": 0, "255": 1}}, False),
+        ({"label_id_to_train_id": {"0": 1, "255": 0}}, False),
+        ({"label_id_to_train_id": {"0": 0, "255": 255}}, True),
+        ({"label_id_to_train_id": {"0": 0, "255": -1}, "ignore_index": 99}, True),
+        ({"ignore_index": 99}, False),  # an error where it is read
+    ],
+)
+def test_black_and_white_masks_with_a_table(entries, is_doubtful):
+    assert (doubt(class_list_from_data({"classes": ["ground", "crack"], **entries}), [0, 255]) is None) != is_doubtful
+
+
+def test_error_for_white_names_the_table():
+    """Another ignore_index alone does not make 255 a class."""
+    classes = class_list_from_data({"classes": ["ground", "crack"], "ignore_index": 254})
+    with pytest.raises(ValueError, match=r'label_id_to_train_id": \{"0": 0, "255": 1\}'):
+        decode_label_map(np.array([[0, 255]], dtype=np.uint8), classes)
 
 
 def test_ignored_masks():

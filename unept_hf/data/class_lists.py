@@ -6,6 +6,7 @@ a JSON file anywhere. See :func:`load_class_list`.
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ __all__ = ["ClassList", "available_class_lists", "class_list_from_data", "load_c
 
 _FORMATS = (
     'a list of names ["wall", "sky", ...], an id2label mapping {"0": "wall", "1": "sky", ...}, '
-    'or {"classes": [{"id": 0, "name": "wall", "color": [120, 120, 120]}, ...]}'
+    'or {"classes": [...]} with names or with entries {"id": 0, "name": "wall", "color": [120, 120, 120]}'
 )
 
 
@@ -77,7 +78,7 @@ def load_class_list(name_or_path: str | os.PathLike) -> ClassList:
     if value in known:
         return _parse((_classes_dir() / f"{value}.json").read_text(encoding="utf-8"), value, f"class list '{value}'")
 
-    path = Path(value)
+    path = Path(value).expanduser()
     if not path.is_file():
         choices = f"one of {', '.join(known)}"
         # A bare word is more likely a misspelt name than a file without a suffix.
@@ -97,9 +98,9 @@ def class_list_from_data(data: Any, name: str = "custom", where: str | None = No
 
     Args:
         data: A list of names (their positions are the ids), an id2label mapping (ids as integers or as
-            strings), or a mapping with ``"classes"``, a list of ``{"id", "name", "color"}``, and optionally
-            ``"name"``, ``"ignore_index"`` (255), ``"reduce_labels"`` (false) and anything else, which goes to
-            ``extras``. Colours may be absent from all classes; up to 1,000 distinct ones are then
+            strings), or a mapping with ``"classes"``, a list of names or of ``{"id", "name", "color"}``, and
+            optionally ``"name"``, ``"ignore_index"`` (255), ``"reduce_labels"`` (false) and anything else, which
+            goes to ``extras``. Colours may be absent from all classes; up to 1,000 distinct ones are then
             made up, see :func:`unept_hf.palette.default_palette`.
         name: Name of the list where ``data`` does not state one.
         where: What to call the list in error messages.
@@ -110,7 +111,8 @@ def class_list_from_data(data: Any, name: str = "custom", where: str | None = No
     Raises:
         ValueError: If ``data`` has none of these forms, is empty, its ids are not 0..n-1, a name is blank or
             occurs twice, a colour is not three integers 0..255, only some classes have one, or
-            ``ignore_index`` or ``reduce_labels`` is of the wrong type or ``ignore_index`` is the id of a class.
+            ``ignore_index``, ``reduce_labels`` or ``label_id_to_train_id`` is of the wrong type or
+            ``ignore_index`` is the id of a class.
     """
     where = where or f"class list '{name}'"
     head: dict[str, Any] = {}
@@ -139,6 +141,7 @@ def class_list_from_data(data: Any, name: str = "custom", where: str | None = No
     reduce_labels = head.pop("reduce_labels", False)
     if not isinstance(reduce_labels, bool):
         raise ValueError(f"{where}: reduce_labels is {reduce_labels!r}. Make it true or false.")
+    _check_table(head.get("label_id_to_train_id"), where)
 
     return ClassList(
         name=str(head.pop("name", name)),
@@ -191,6 +194,8 @@ def _read_entries(entries: Any, where: str) -> tuple[list[tuple[int, Any]], dict
         raise ValueError(
             f'{where}: "classes" is a {type(entries).__name__}. Make it a list; the forms are {_FORMATS}.'
         )
+    if all(isinstance(entry, str) for entry in entries):
+        return list(enumerate(entries)), {}
     pairs, colors = [], {}
     for entry in entries:
         if not isinstance(entry, Mapping) or "id" not in entry or "name" not in entry:
@@ -233,6 +238,23 @@ def _invert(id2label: dict[int, str], where: str) -> dict[str, int]:
             )
         label2id[label] = class_id
     return label2id
+
+
+def _check_table(table: Any, where: str) -> None:
+    if table is None:
+        return
+    if not isinstance(table, Mapping):
+        raise ValueError(
+            f'{where}: label_id_to_train_id is {table!r}. Map label ids to class ids, such as {{"0": 0, "255": 1}}.'
+        )
+    for label_id, train_id in table.items():
+        # Label ids may be below 0: Cityscapes has -1.
+        is_label_id = _is_int(label_id) or (isinstance(label_id, str) and re.fullmatch("-?[0-9]+", label_id))
+        if not is_label_id or not _is_int(train_id):
+            raise ValueError(
+                f"{where}: label_id_to_train_id maps {label_id!r} to {train_id!r}. Both must be integers, the first "
+                "one in quotes, the second one a class id or, for pixels to ignore, none."
+            )
 
 
 def _check_palette(colors: dict[int, Any], id2label: dict[int, str], where: str) -> list[list[int]]:

@@ -1,6 +1,8 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """Examples of a segmentation data set as image and label map: opened, checked, and with the rule of its class list."""
 
+import io
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +18,9 @@ from .class_lists import ClassList
 __all__ = ["decode_example", "decode_label_map", "doubt_about_masks"]
 
 _NO_CLASS = np.iinfo(np.int64).min
+_JPEG = ("JPEG", "MPO")
+# What Pillow calls the formats that change the values of pixels, some of them unless told not to.
+_LOSSY = (*_JPEG, "AVIF", "JPEG2000", "WEBP")
 
 
 def decode_label_map(mask: "PIL.Image.Image | np.ndarray", class_list: ClassList, name: str = "") -> np.ndarray:
@@ -27,7 +32,7 @@ def decode_label_map(mask: "PIL.Image.Image | np.ndarray", class_list: ClassList
 
     Args:
         mask: A PIL image with one channel (palettes are left as indices), or an array `(height, width)` of whole
-            numbers.
+            numbers. Gray pixels may also come as LA, RGB or RGBA, without transparency.
         class_list: The classes and their rule.
         name: What messages call the mask, such as its file.
 
@@ -39,14 +44,15 @@ def decode_label_map(mask: "PIL.Image.Image | np.ndarray", class_list: ClassList
         ValueError: for colour images, numbers with fractions, and values that stand for no class.
     """
     where = f"mask '{name}'" if name else "mask"
-    if isinstance(mask, PIL.Image.Image):
-        mask = np.asarray(mask)
-    if not isinstance(mask, np.ndarray):
-        raise TypeError(f"{where} is of type {type(mask).__name__}: pass a PIL image or a NumPy array.")
-    if mask.ndim != 2 or mask.size == 0:
+    file_format = getattr(mask, "format", None)
+    cause = ""
+    if file_format in _LOSSY:
+        cause = f" It is a {file_format} file, a format that can change the values of pixels: export the masks as PNG."
+    mask = _pixels(mask, where)
+    if mask.ndim == 3:
         raise ValueError(
-            f"{where} has shape {mask.shape}: it needs one channel of class ids, (height, width). Translate the "
-            "colours of an RGB mask to class ids first."
+            f"{where} has colors, but it needs one channel of class ids, (height, width).{cause} Translate the colors "
+            "to class ids first."
         )
     if mask.dtype == bool:
         mask = mask.astype(np.uint8)
@@ -62,7 +68,7 @@ def decode_label_map(mask: "PIL.Image.Image | np.ndarray", class_list: ClassList
     has_no_class = classes == _NO_CLASS
     if has_no_class[positions].any():
         bad = [int(value) for value in values[has_no_class] if (mask == value).any()]
-        raise ValueError(_explain_values(where, bad, class_list))
+        raise ValueError(_explain_values(where, bad, class_list) + cause)
     fits_in_bytes = len(class_list) <= 256 and 0 <= class_list.ignore_index <= 255
     return classes.astype(np.uint8 if fits_in_bytes else np.int32)[positions]
 
@@ -112,7 +118,8 @@ def decode_example(example: dict[str, Any], class_list: ClassList) -> tuple[PIL.
 
 def doubt_about_masks(examples: Iterable[dict[str, Any]], class_list: ClassList) -> str | None:
     """
-    What is odd about the masks of all these examples: that they are black and white, or that nothing in them counts.
+    What is odd about the masks of all these examples: that they are JPEG files, that they are black and white and the
+    class list ignores the white, or that nothing in them counts.
 
     Reads no more of them than it has to: of good masks one.
 
@@ -131,7 +138,12 @@ def doubt_about_masks(examples: Iterable[dict[str, Any]], class_list: ClassList)
             label_map = decode_label_map(mask, class_list, name)
         except (TypeError, ValueError):
             return None
-        mask = np.asarray(mask)
+        if getattr(mask, "format", None) in _JPEG:
+            return (
+                f"The masks that were looked at ({count + 1}, such as '{name}') are JPEG files, a format that changes "
+                "the values of pixels, so some may stand for a wrong class. Export the masks as PNG."
+            )
+        mask = _pixels(mask, name)
         is_white = mask == 255
         has_white = has_white or bool(is_white.any())
         is_black_and_white = is_black_and_white and bool((is_white | (mask == 0)).all())
@@ -140,12 +152,14 @@ def doubt_about_masks(examples: Iterable[dict[str, Any]], class_list: ClassList)
             return None
         first, count = first or name, count + 1
 
-    # Masks of 0 alone may show one class and nothing else.
-    if is_black_and_white and has_white and class_list.ignore_index == 255 and len(class_list) > 1:
+    # Masks of 0 alone may show one class and nothing else. White that is no class is an error where it is read.
+    is_white_ignored = has_white and _classes_of(np.array([255]), class_list)[0] == class_list.ignore_index
+    if is_black_and_white and is_white_ignored and len(class_list) > 1:
         return (
             f"The masks that were looked at ({count}, such as '{first}') hold only 0 and 255, but class list "
-            f"'{class_list.name}' has {len(class_list)} classes, and 255 is ignored there. If it marks a class, store "
-            "the id of that class instead, or set another ignore_index in the class list."
+            f"'{class_list.name}' has {len(class_list)} classes, and 255 is ignored there. If it marks a class, say "
+            f'which in the file of the class list, beside "classes", such as {_table_with(255)}, or store the id of '
+            "the class instead."
         )
     if is_ignored and count:
         return (
@@ -156,12 +170,38 @@ def doubt_about_masks(examples: Iterable[dict[str, Any]], class_list: ClassList)
     return None
 
 
+def _pixels(mask: "PIL.Image.Image | np.ndarray", where: str) -> np.ndarray:
+    """The pixels of a mask, without an alpha channel: `(height, width)`, or `(height, width, 3)` of colors."""
+    if isinstance(mask, PIL.Image.Image):
+        if len(mask.getbands()) > 1 and mask.mode not in ("LA", "RGB", "RGBA"):
+            raise ValueError(f"{where} has mode {mask.mode}: it needs one channel of class ids, (height, width).")
+        mask = np.asarray(mask)
+    if not isinstance(mask, np.ndarray):
+        raise TypeError(f"{where} is of type {type(mask).__name__}: pass a PIL image or a NumPy array.")
+    pixels = mask
+    if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
+        transparent = np.count_nonzero(pixels[..., -1] != 255)
+        if transparent:
+            raise ValueError(
+                f"{where} has {transparent} transparent pixels, of which the class is not clear. Save it without an "
+                "alpha channel."
+            )
+        pixels = pixels[..., :-1]
+    if pixels.ndim == 3 and pixels.shape[2] in (1, 3) and (pixels == pixels[..., :1]).all():
+        pixels = pixels[..., 0]
+    if pixels.size == 0 or not (pixels.ndim == 2 or pixels.shape[2:] == (3,)):
+        raise ValueError(f"{where} has shape {mask.shape}: it needs one channel of class ids, (height, width).")
+    return pixels
+
+
 def _open(value: Any, kind: str, name: str) -> tuple["PIL.Image.Image | np.ndarray", str]:
     """The decoded image, and what to call it: its file where there is one, else the name of its row."""
     if isinstance(value, np.ndarray):
         return value, name
     if isinstance(value, PIL.Image.Image):
-        return PIL.ImageOps.exif_transpose(value), getattr(value, "filename", None) or name
+        image = PIL.ImageOps.exif_transpose(value)
+        image.format = value.format
+        return image, getattr(value, "filename", None) or name
     if not isinstance(value, dict) or not (value.get("bytes") or value.get("path")):
         raise ValueError(f"The {kind} of '{name}' is {value!r:.100}: it has to be an image.")
     path = value.get("path")
@@ -169,12 +209,27 @@ def _open(value: Any, kind: str, name: str) -> tuple["PIL.Image.Image | np.ndarr
     called = path if value.get("bytes") is None or not name else name
     try:
         # Also reads remote files, and applies the EXIF orientation.
-        return datasets.Image().decode_example({"path": path, "bytes": value.get("bytes")}), called
+        image = datasets.Image().decode_example({"path": path, "bytes": value.get("bytes")})
     except Exception as error:  # Pillow's decoders raise almost anything for broken files
         raise ValueError(
             f"Can not read {kind} '{called}' ({type(error).__name__}: {error}): it has to be a complete image file, "
             "such as JPEG or PNG. Restore or remove it, or use skip_unreadable to leave such examples out."
         ) from error
+    if kind == "mask" and image.mode in ("LA", "RGB", "RGBA") and _has_16_bits(value):
+        raise ValueError(
+            f"mask '{called}' has 16 bits in each of several channels, of which Pillow reads the upper 8: save it "
+            "with one channel of class ids."
+        )
+    return image, called
+
+
+def _has_16_bits(value: dict[str, Any]) -> bool:
+    """Whether an image that is read with 8 bits a channel has 16 in its file, if it is at hand."""
+    source = value["path"] if value.get("bytes") is None else io.BytesIO(value["bytes"])
+    if isinstance(source, str) and not os.path.isfile(source):
+        return False
+    with PIL.Image.open(source) as image:
+        return ";16" in str(image.tile)
 
 
 def _classes_of(values: np.ndarray, class_list: ClassList) -> np.ndarray:
@@ -198,23 +253,36 @@ def _classes_of(values: np.ndarray, class_list: ClassList) -> np.ndarray:
     return classes
 
 
+def _table_with(value: int) -> str:
+    return f'"label_id_to_train_id": {{"0": 0, "{value}": 1}}'
+
+
 def _explain_values(where: str, bad: list[int], class_list: ClassList) -> str:
     found = ", ".join(map(str, bad[:10])) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
-    count, name = len(class_list), class_list.name
+    count, name, ignore_index = len(class_list), class_list.name, class_list.ignore_index
     table = class_list.extras.get("label_id_to_train_id")
     if table is not None:
-        ids = sorted(map(int, table))
-        allowed = f"the label ids {ids[0]}..{ids[-1]}"
+        runs: list[list[int]] = []
+        for label_id in sorted(map(int, table)):
+            if runs and runs[-1][1] == label_id - 1:
+                runs[-1][1] = label_id
+            else:
+                runs.append([label_id, label_id])
+        allowed = "the label ids " + ", ".join(f"{low}..{high}" if low < high else f"{low}" for low, high in runs)
         remedy = (
+            f"Correct the mask, or add the values to label_id_to_train_id, with {ignore_index} for pixels to ignore. "
             "If the masks hold train ids (0.. and 255) already, use a class list file without label_id_to_train_id"
         )
-    elif class_list.reduce_labels:
-        allowed = f"0 (unlabelled), 1..{count} and {class_list.ignore_index} (ignored)"
-        remedy = "Correct the mask or the class list; reduce_labels there says that classes are stored from 1 on"
     else:
-        allowed = f"0..{count - 1} and {class_list.ignore_index} (ignored)"
         remedy = (
-            "Correct the mask, add the missing classes to the class list, or set reduce_labels in it if the masks "
-            "store classes from 1 on"
+            'Correct the mask, add the missing classes to the class list, or set in its file, beside "classes", '
+            f'"ignore_index": {bad[-1]} if that marks pixels to ignore, or a table such as {_table_with(bad[-1])} if '
+            "it stands for another class"
         )
+        if class_list.reduce_labels:
+            allowed = f"0 (unlabelled), 1..{count} and {ignore_index} (ignored)"
+            remedy += ". reduce_labels there says that classes are stored from 1 on"
+        else:
+            allowed = f"0..{count - 1} and {ignore_index} (ignored)"
+            remedy += ', or "reduce_labels": true if the masks store classes from 1 on'
     return f"{where} holds the value(s) {found}, but class list '{name}' allows {allowed}. {remedy}."
