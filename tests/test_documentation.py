@@ -6,6 +6,7 @@ The Python blocks of a page run in order, as one program, in a folder with the f
 `<!-- not run: reason -->` is left out. The notebook runs in the same way.
 """
 
+import ast
 import contextlib
 import io
 import itertools
@@ -191,6 +192,22 @@ def test_notebook(tmp_path):
     name = name_of(NOTEBOOK)
     error = errors_of(tmp_path, [name])[name]
     assert error is None, error
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_labels_to_ignore_come_from_the_class_list(page):
+    """It may ignore others than 255, which the data of these pages do not show."""
+    for place, code in python_blocks(page):
+        for call in ast.walk(ast.parse(code)):
+            if not isinstance(call, ast.Call):
+                continue
+            function = getattr(call.func, "attr", getattr(call.func, "id", ""))
+            keywords = {keyword.arg for keyword in call.keywords}
+            values = {ast.unparse(keyword.value) for keyword in call.keywords}
+            if function in ("from_preset", "from_pretrained") and "class_list.id2label" in values:
+                assert "semantic_loss_ignore_index" in keywords, (place, function)
+            if function == "draw_comparison" or (function == "draw_refinement" and "reference" in keywords):
+                assert "ignore_index" in keywords, (place, function)
 
 
 def test_blocks_are_found_and_left_out(tmp_path):
