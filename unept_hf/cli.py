@@ -100,7 +100,7 @@ def files_below(folder: Path) -> Iterator[Path]:
             folders.clear()  # a link to where we come from
             continue
         visited.add(real)
-        yield from (Path(path, name) for name in names)
+        yield from (Path(path, name) for name in names if not name.startswith("._"))  # what macOS adds
 
 
 def files_of(name: str) -> tuple[list[Path], Path | None]:
@@ -367,7 +367,7 @@ def model_card_of(name: str, config: UneptConfig, arguments: argparse.Namespace)
         file = getattr(arguments, option)
         if file is not None:
             try:
-                facts[option] = yaml.safe_load(Path(file).read_text(encoding="utf-8"))  # JSON is YAML too
+                facts[option] = yaml.safe_load(Path(file).expanduser().read_text(encoding="utf-8"))  # JSON is YAML too
             except (yaml.YAMLError, UnicodeDecodeError) as error:
                 raise ValueError(f"--{option} {file} is no JSON or YAML file: {error}") from error
             if not isinstance(facts[option], dict):
@@ -525,7 +525,7 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         report = {"model": arguments.model, "device": str(device), "machine": machine, "dtype": arguments.dtype}
         report |= {"backends": reasons, "chosen": chosen, "repeats": arguments.repeats, "results": rows}
-        Path(arguments.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        Path(arguments.json).expanduser().write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -153,7 +153,7 @@ def read_options(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         ValueError: for a file that can not be read, or holds anything else.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)

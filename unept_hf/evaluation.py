@@ -493,7 +493,7 @@ def save_results(results: dict, class_list: ClassList, output_dir: str | os.Path
             return {key: plain(one) for key, one in value.items() if key != "samples"}
         return None if isinstance(value, float) and math.isnan(value) else value
 
-    output_dir = Path(output_dir)
+    output_dir = Path(output_dir).expanduser()
     output_dir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(plain(results), indent=2, default=str) + "\n"
     (output_dir / "results.json").write_text(text, encoding="utf-8")

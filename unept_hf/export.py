@@ -70,7 +70,7 @@ def _dynamic_shapes(divisor: int) -> dict:
 @contextlib.contextmanager
 def _written_whole(path: str | os.PathLike, suffix: str) -> Iterator[Path]:
     """A path in a temporary folder, whose file takes the place of `path` at the end."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix != suffix:
         raise ValueError(f"The file has to end in {suffix}, got {str(path)!r}.")
     if path.is_dir():
@@ -79,8 +79,9 @@ def _written_whole(path: str | os.PathLike, suffix: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         written = Path(folder, path.name)
         yield written
+        files = [file for file in Path(folder).iterdir() if not file.name.startswith("._")]  # what macOS adds
         # Weights that do not fit into the file come first, because it is of no use without them.
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file == written):
+        for file in sorted(files, key=lambda file: file == written):
             file.replace(path.with_name(file.name))
 
 
@@ -238,6 +239,7 @@ def quantize_onnx(path: str | os.PathLike, quantized_path: str | os.PathLike, *,
     import onnxruntime
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    path = Path(path).expanduser()
     reference = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     metadata = reference.get_modelmeta().custom_metadata_map
     if "size_divisor" not in metadata:

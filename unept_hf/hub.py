@@ -377,7 +377,7 @@ def export(
             f"the model takes multiples of {model.model.size_divisor}: set size_divisor={model.model.size_divisor} on "
             "the image processor."
         )
-    directory = Path(directory).resolve()
+    directory = Path(directory).expanduser().resolve()
     with new_folder(directory, overwrite) as folder:
         model.save_pretrained(folder, state_dict=state_dict)
         set_auto_map(folder / "config.json", {name: class_reference(cls) for name, cls in MODEL_CLASSES.items()})

@@ -103,17 +103,19 @@ def open_image(source: "str | os.PathLike") -> PIL.Image.Image:
         OSError: when the address can not be fetched; and see [`reading`].
         ValueError: see [`reading`], and for PostScript.
     """
-    source = file = os.fspath(source)
+    source = os.fspath(source)
     if source.startswith(("http://", "https://")):
         file = io.BytesIO(fetch(source))
     elif source.startswith("data:image/"):
         source, _, content = source.partition(",")
         with reading(source):
             file = io.BytesIO(base64.b64decode(content))
-    elif os.path.isdir(source):
-        raise IsADirectoryError(f"{source} is a folder: pass the path or address of an image file.")
-    elif not os.path.isfile(source):
-        raise FileNotFoundError(f"There is no file {source}: pass the path or address of an image file.")
+    else:
+        file = os.path.expanduser(source)
+        if os.path.isdir(file):
+            raise IsADirectoryError(f"{source} is a folder: pass the path or address of an image file.")
+        if not os.path.isfile(file):
+            raise FileNotFoundError(f"There is no file {source}: pass the path or address of an image file.")
     with reading(source):
         image = PIL.Image.open(file)
     if image.format == "EPS":

@@ -34,13 +34,13 @@ def new_folder(directory: str | os.PathLike, overwrite: bool = False) -> Iterato
         FileExistsError: when `directory` is a file or the current folder; when it is not empty (without `overwrite`);
             when it holds more than a model, or none (with `overwrite`).
     """
-    directory = Path(directory).resolve()
+    directory = Path(directory).expanduser().resolve()
     if directory.exists():
         if not directory.is_dir():
             raise FileExistsError(f"{directory} is a file: name a folder.")
         if directory == Path.cwd():
             raise FileExistsError(f"{directory} is the current folder, which would be replaced: name another one.")
-        entries = list(directory.iterdir())
+        entries = [entry for entry in directory.iterdir() if not entry.name.startswith("._")]  # what macOS adds
         if entries and not overwrite:
             raise FileExistsError(
                 f"{directory} is not empty: name another folder, or pass overwrite=True (--overwrite) to replace what "
@@ -83,6 +83,7 @@ def load_whole(name: str, **kwargs) -> tuple[PreTrainedModel, BaseImageProcessor
         ValueError: when weights are missing, or of another shape than the configuration says; when they are a pickle
             of more than tensors.
     """
+    name = os.path.expanduser(name)
     processor = AutoImageProcessor.from_pretrained(name, **kwargs)
     try:
         with plain_tensors(name):
@@ -114,13 +115,13 @@ def remove_leftovers(directory: str | os.PathLike) -> None:
 
     No other process may be writing `directory`.
     """
-    directory = Path(directory).resolve()
+    directory = Path(directory).expanduser().resolve()
     siblings = list(directory.parent.iterdir()) if directory.parent.is_dir() else []
     for leftover in siblings:
         if not leftover.name.startswith(_prefix(directory)) or not leftover.is_dir():
             continue
         written, replaced = leftover / "written", leftover / "replaced"
-        if not set(leftover.iterdir()) <= {written, replaced}:
+        if any(path not in (written, replaced) and not path.name.startswith("._") for path in leftover.iterdir()):
             continue
         if replaced.exists() and not directory.exists():
             (written if written.exists() else replaced).rename(directory)

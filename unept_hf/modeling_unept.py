@@ -532,7 +532,7 @@ class UneptPreTrainedModel(PreTrainedModel):
         """
         backbone = self.base_model.backbone
         if checkpoint is not None:
-            path = Path(checkpoint)
+            path = Path(checkpoint).expanduser()
             path = path / "model.safetensors" if path.is_dir() else path
             if not path.is_file():
                 raise FileNotFoundError(f"There is no backbone checkpoint {path}.")

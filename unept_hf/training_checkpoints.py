@@ -67,7 +67,7 @@ def commit_checkpoint(folder: Path, content: dict[str, Any], save_total_limit: i
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and not path.name.startswith("._")  # what macOS adds comes and goes
     }
     text = json.dumps({**content, "files": files}, indent=2) + "\n"
     (folder / CHECKPOINT_FILE).write_text(text, encoding="utf-8")

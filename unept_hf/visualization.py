@@ -65,7 +65,7 @@ def figure_to_image(figure: Figure, dpi: float | None = None) -> PIL.Image.Image
 def _read_image(image) -> np.ndarray:
     """uint8 `(height, width, 3)` of an image, or of the path of one."""
     if isinstance(image, (str, os.PathLike)):
-        image = PIL.Image.open(image)
+        image = PIL.Image.open(os.path.expanduser(image))
     # Of an array of one row, either side could be the channels.
     is_channels_last = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] in (1, 3, 4)
     pixels = image_to_tensor(image, input_data_format="channels_last" if is_channels_last else None)

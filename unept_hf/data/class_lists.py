@@ -55,7 +55,8 @@ class ClassList:
 
 def available_class_lists() -> list[str]:
     """Names of the class lists that come with the package, sorted."""
-    return sorted(f.name.removesuffix(".json") for f in _classes_dir().iterdir() if f.name.endswith(".json"))
+    names = (file.name for file in _classes_dir().iterdir() if not file.name.startswith("._"))  # what macOS adds
+    return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
 
 
 def load_class_list(name_or_path: str | os.PathLike) -> ClassList:

@@ -140,7 +140,9 @@ def image_folder_files(
             "dataset_name='image_folders' needs data_dir (a folder with sub-folders images and masks), or image_dir "
             "and label_dir."
         )
-    base, image_dir, label_dir = Path(data_dir or "."), Path(image_dir or "images"), Path(label_dir or "masks")
+    base, image_dir, label_dir = (
+        Path(folder).expanduser() for folder in (data_dir or ".", image_dir or "images", label_dir or "masks")
+    )
     names = split_spellings(split)
     candidates = [(base / image_dir / name, base / label_dir / name) for name in names]
     # Joined to an absolute path the name of the split would vanish.
@@ -184,16 +186,15 @@ def _known_split(data_set: str, split: str, known: tuple[str, ...]) -> str:
 def _what_is_in(folder: Path) -> str:
     if not folder.is_dir():
         return f"'{folder}' does not exist."
-    entries = sorted(entry.name for entry in folder.iterdir())
+    entries = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     return f"'{folder}' holds {', '.join(entries[:8]) or 'nothing'}{', ...' if len(entries) > 8 else ''}."
 
 
 def _folder(data_dir: "str | os.PathLike", *parts: str, what: str) -> Path:
-    folder = Path(data_dir, *parts)
+    data_dir = Path(data_dir).expanduser()
+    folder = data_dir.joinpath(*parts)
     if not folder.is_dir():
-        raise ValueError(
-            f"There is no folder '{folder}': data_dir has to be that of {what}. {_what_is_in(Path(data_dir))}"
-        )
+        raise ValueError(f"There is no folder '{folder}': data_dir has to be that of {what}. {_what_is_in(data_dir)}")
     return folder
 
 

@@ -127,6 +127,9 @@ def load_segmentation_dataset(
         data = synthetic_scenes(num_synthetic_scenes, size=size, split=known, theme=dataset_name)
         data = _with_our_columns(data, list(data.features), data.features, "image", "label", known)
     else:
+        dataset_name, data_dir, cache_dir = (
+            path if path is None else os.path.expanduser(path) for path in (dataset_name, data_dir, cache_dir)
+        )
         source = {"revision": revision, "cache_dir": cache_dir, "token": token, "data_dir": data_dir}
         data = _load(dataset_name, dataset_config_name, split, streaming, num_proc, source)
         columns, features = _columns(data)
