@@ -161,6 +161,84 @@ def test_16_bit_gray_with_more_channels():
         decode_example(row, THREE)
 
 
+# Colors
+
+COLORED = class_list_from_data(
+    {
+        "classes": [
+            {"id": 0, "name": "sky", "color": [128, 128, 128]},
+            {"id": 1, "name": "road", "color": [128, 64, 128]},
+            {"id": 2, "name": "car", "color": [64, 0, 128]},
+        ],
+        "mask_colors": [{"color": [0, 0, 0], "id": None}, {"color": [64, 128, 192], "id": 2}],
+    },
+    "colored",
+)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("as_mask", ["file", "PIL", "array"])
+def test_colors(mode, as_mask):
+    colors = np.array([*COLORED.mask_colors], dtype=np.uint8)
+    choice = np.random.default_rng(0).integers(0, len(colors), (4, 6))
+    image = PIL.Image.fromarray(colors[choice]).convert(mode)
+    if as_mask == "file":
+        label_map = decode_example({"image": photo(), "label": encoded(image)}, COLORED)[1]
+    else:
+        label_map = decode_label_map(image if as_mask == "PIL" else np.asarray(image), COLORED)
+    assert label_map.dtype == np.uint8
+    assert np.array_equal(label_map, np.array([*COLORED.mask_colors.values()])[choice])
+
+
+@pytest.mark.parametrize("ignore_index", [255, 65535, -100])
+def test_colors_of_nothing_but_gray(ignore_index):
+    """The sky and what is not labelled look gray; read as class ids they would be others."""
+    data = {
+        "classes": [{"id": 0, "name": "sky", "color": [128, 128, 128]}, {"id": 1, "name": "x", "color": [1, 2, 3]}]
+    }
+    data |= {"mask_colors": [{"color": [0, 0, 0], "id": None}], "ignore_index": ignore_index}
+    for gray, expected in ((128, 0), (0, ignore_index)):
+        image = PIL.Image.new("RGB", (6, 4), (gray,) * 3)
+        assert (decode_label_map(image, class_list_from_data(data)) == expected).all()
+    assert (decode_label_map(PIL.Image.new("RGB", (6, 4), (1, 1, 1)), class_list_from_data(data)) == 1).all()
+
+
+def test_color_that_is_not_listed():
+    """And the remedy of the message, followed."""
+    pixels = np.full((4, 6, 3), 128, dtype=np.uint8)
+    pixels[2, 3] = pixels[3, 1] = 9, 8, 7
+    message = (
+        r"mask 'm' has the color \(9, 8, 7\) at row 2, column 3 \(and 1 more such pixels\), which class list 'colored'"
+        r'.*"mask_colors": \[\{"color": \[9, 8, 7\], "id": 0\}\]'
+    )
+    with pytest.raises(ValueError, match=message) as error:
+        decode_label_map(PIL.Image.fromarray(pixels), COLORED, "m")
+    entry = json.loads("{" + re.search(r'"mask_colors": \[.*\]', str(error.value))[0] + "}")
+    data = {"classes": [{"id": 0, "name": "sky", "color": [128, 128, 128]}], **entry}
+    assert (decode_label_map(PIL.Image.fromarray(pixels), class_list_from_data(data)) == 0).all()
+
+
+def test_colors_without_a_list_of_them():
+    with pytest.raises(ValueError, match=r"mask 'm' has colors, but class list 'three' does not say .*\"color\""):
+        decode_label_map(photo(), THREE, "m")
+    with pytest.raises(ValueError, match=r"mask 'm' has float32 colors"):
+        decode_label_map(np.random.default_rng(0).random((4, 6, 3), dtype=np.float32), COLORED, "m")
+
+
+def test_colors_of_two_classes():
+    with pytest.raises(ValueError, match=r"has the color \(140, 140, 140\) at row 0, column 0, which .* several"):
+        ade20k = load_class_list("ade20k")
+        assert ade20k.palette[6] == ade20k.palette[48] == [140, 140, 140]
+        decode_label_map(np.array([[[140] * 3, ade20k.palette[2]]], dtype=np.uint8), ade20k)
+
+
+def test_pure_colors_are_not_black_and_white():
+    classes = [{"id": i, "name": f"{i}", "color": [255 * (i == band) for band in range(3)]} for i in range(3)]
+    data = {"classes": classes, "mask_colors": [{"color": [0, 0, 0], "id": None}]}
+    pixels = np.array([[[255, 0, 0], [0, 0, 0], [0, 0, 255]]], dtype=np.uint8)
+    assert doubt_about_masks([{"label": PIL.Image.fromarray(pixels)}], class_list_from_data(data)) is None
+
+
 def jpeg(values, mode="L"):
     """A row whose mask went through JPEG."""
     file = encoded(PIL.Image.fromarray(values).convert(mode), "JPEG", quality=75)
@@ -176,6 +254,13 @@ def test_jpeg_is_named_as_the_cause(mode, as_mask):
     ground = class_list_from_data(["ground", "crack"])
     with pytest.raises(ValueError, match=r"mask 'j'.*It is a JPEG file, .* values of pixels.*as PNG"):
         decode_example(row, ground)
+
+
+def test_jpeg_is_named_as_the_cause_of_wrong_colors():
+    pixels = np.array([*COLORED.mask_colors], dtype=np.uint8).repeat(12, 0)[None].repeat(12, 0)
+    row = {"image": photo(12, 60), "label": encoded(PIL.Image.fromarray(pixels), "JPEG"), "name": "j"}
+    with pytest.raises(ValueError, match=r"mask 'j' has the color .*It is a JPEG file"):
+        decode_example(row, COLORED)
 
 
 def test_jpeg_with_values_that_are_classes():

@@ -37,6 +37,8 @@ class ClassList:
         ignore_index: Label value of the pixels left out of the loss and the metrics.
         reduce_labels: Whether the annotation files store 0 for unlabelled and the classes from 1 on, so that
             labels must be lowered by one (0 becoming ``ignore_index``) before use.
+        mask_colors: What each color of a color mask means: a class id, or ``ignore_index``. The stated colors of the
+            classes, but for those that several classes share, and the entries of ``"mask_colors"`` in the file.
         extras: The remaining entries of the file as they stand there, for example ``"source"`` and, for
             Cityscapes, ``"label_id_to_train_id"`` (its keys are strings, as JSON requires).
     """
@@ -47,6 +49,7 @@ class ClassList:
     palette: list[list[int]]
     ignore_index: int = 255
     reduce_labels: bool = False
+    mask_colors: dict[tuple[int, int, int], int] = field(default_factory=dict)
     extras: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -100,8 +103,9 @@ def class_list_from_data(data: Any, name: str = "custom", where: str | None = No
     Args:
         data: A list of names (their positions are the ids), an id2label mapping (ids as integers or as
             strings), or a mapping with ``"classes"``, a list of names or of ``{"id", "name", "color"}``, and
-            optionally ``"name"``, ``"ignore_index"`` (255), ``"reduce_labels"`` (false) and anything else, which
-            goes to ``extras``. Colours may be absent from all classes; up to 1,000 distinct ones are then
+            optionally ``"name"``, ``"ignore_index"`` (255), ``"reduce_labels"`` (false), ``"mask_colors"`` (a list of
+            ``{"color", "id"}`` for further colors in masks, with the id ``None`` for pixels to ignore) and anything
+            else, which goes to ``extras``. Colours may be absent from all classes; up to 1,000 distinct ones are then
             made up, see :func:`unept_hf.palette.default_palette`.
         name: Name of the list where ``data`` does not state one.
         where: What to call the list in error messages.
@@ -112,8 +116,8 @@ def class_list_from_data(data: Any, name: str = "custom", where: str | None = No
     Raises:
         ValueError: If ``data`` has none of these forms, is empty, its ids are not 0..n-1, a name is blank or
             occurs twice, a colour is not three integers 0..255, only some classes have one, or
-            ``ignore_index``, ``reduce_labels`` or ``label_id_to_train_id`` is of the wrong type or
-            ``ignore_index`` is the id of a class.
+            ``ignore_index``, ``reduce_labels``, ``mask_colors`` or ``label_id_to_train_id`` is of the wrong type
+            or ``ignore_index`` is the id of a class.
     """
     where = where or f"class list '{name}'"
     head: dict[str, Any] = {}
@@ -142,15 +146,18 @@ def class_list_from_data(data: Any, name: str = "custom", where: str | None = No
     reduce_labels = head.pop("reduce_labels", False)
     if not isinstance(reduce_labels, bool):
         raise ValueError(f"{where}: reduce_labels is {reduce_labels!r}. Make it true or false.")
+    mask_colors = head.pop("mask_colors", [])
+    palette = _check_palette(colors, id2label, where)
     _check_table(head.get("label_id_to_train_id"), where)
 
     return ClassList(
         name=str(head.pop("name", name)),
         id2label=id2label,
         label2id=label2id,
-        palette=_check_palette(colors, id2label, where),
+        palette=palette,
         ignore_index=ignore_index,
         reduce_labels=reduce_labels,
+        mask_colors=_read_mask_colors(mask_colors, colors, id2label, ignore_index, where),
         extras=head,
     )
 
@@ -265,12 +272,37 @@ def _check_palette(colors: dict[int, Any], id2label: dict[int, str], where: str)
     if without:
         raise ValueError(f"{where}: no color for class {_shorten(without)}. Give every class one, or none of them.")
     for class_id, color in colors.items():
-        triple = isinstance(color, (list, tuple)) and len(color) == 3
-        if not triple or not all(_is_int(value) and 0 <= value <= 255 for value in color):
-            raise ValueError(
-                f"{where}: the color of class {class_id} is {color!r}. Make it three integers 0..255, [R, G, B]."
-            )
+        _check_color(color, f"{where}: the color of class {class_id}")
     return [list(colors[i]) for i in id2label]
+
+
+def _check_color(color: Any, what: str) -> None:
+    triple = isinstance(color, (list, tuple)) and len(color) == 3
+    if not triple or not all(_is_int(value) and 0 <= value <= 255 for value in color):
+        raise ValueError(f"{what} is {color!r}. Make it three integers 0..255, [R, G, B].")
+
+
+def _read_mask_colors(
+    entries: Any, colors: dict[int, Any], id2label: dict[int, str], ignore_index: int, where: str
+) -> dict[tuple[int, int, int], int]:
+    if not isinstance(entries, (list, tuple)):
+        raise ValueError(f"{where}: mask_colors is a {type(entries).__name__}. Make it a list.")
+    owners = Counter(map(tuple, colors.values()))
+    mask_colors = {tuple(color): class_id for class_id, color in colors.items() if owners[tuple(color)] == 1}
+    for entry in entries:
+        is_entry = isinstance(entry, Mapping) and {"color", "id"} <= entry.keys()
+        if not is_entry or not (entry["id"] is None or (_is_int(entry["id"]) and entry["id"] in id2label)):
+            raise ValueError(
+                f'{where}: mask_colors holds {entry!r}. Write {{"color": [0, 0, 0], "id": 0}}, with the id of a '
+                "class, or null for pixels to ignore."
+            )
+        _check_color(entry["color"], f"{where}: a color of mask_colors")
+        class_id = ignore_index if entry["id"] is None else entry["id"]
+        if mask_colors.setdefault(tuple(entry["color"]), class_id) != class_id:
+            raise ValueError(
+                f"{where}: color {entry['color']} of mask_colors stands for another class already. Keep one of them."
+            )
+    return mask_colors
 
 
 def _shorten(ids: list[int], most: int = 5) -> str:

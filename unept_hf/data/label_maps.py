@@ -28,11 +28,12 @@ def decode_label_map(mask: "PIL.Image.Image | np.ndarray", class_list: ClassList
     Class ids from the pixels of an annotation.
 
     The class list says how they are stored: by a `label_id_to_train_id` table (Cityscapes), from 1 on with 0 for
-    unlabelled (`reduce_labels`; ADE20K), or as they are.
+    unlabelled (`reduce_labels`; ADE20K), or as they are; and what the colors of a color mask mean (`mask_colors`).
 
     Args:
         mask: A PIL image with one channel (palettes are left as indices), or an array `(height, width)` of whole
-            numbers. Gray pixels may also come as LA, RGB or RGBA, without transparency.
+            numbers. LA, RGB or RGBA, without transparency, is a color mask if all its colors are in the class list,
+            and else gray, if all its pixels are.
         class_list: The classes and their rule.
         name: What messages call the mask, such as its file.
 
@@ -41,19 +42,21 @@ def decode_label_map(mask: "PIL.Image.Image | np.ndarray", class_list: ClassList
 
     Raises:
         TypeError: for anything else than an image or an array.
-        ValueError: for colour images, numbers with fractions, and values that stand for no class.
+        ValueError: for numbers with fractions, and for values and colors that stand for no class.
     """
     where = f"mask '{name}'" if name else "mask"
     file_format = getattr(mask, "format", None)
     cause = ""
     if file_format in _LOSSY:
         cause = f" It is a {file_format} file, a format that can change the values of pixels: export the masks as PNG."
-    mask = _pixels(mask, where)
+    mask = _pixels(mask, class_list, where)
+    fits_in_bytes = len(class_list) <= 256 and 0 <= class_list.ignore_index <= 255
+    dtype = np.uint8 if fits_in_bytes else np.int32
     if mask.ndim == 3:
-        raise ValueError(
-            f"{where} has colors, but it needs one channel of class ids, (height, width).{cause} Translate the colors "
-            "to class ids first."
-        )
+        classes = _classes_of_colors(mask, class_list)
+        if (classes == _NO_CLASS).any():
+            raise ValueError(_explain_colors(where, mask, classes == _NO_CLASS, class_list) + cause)
+        return classes.astype(dtype)
     if mask.dtype == bool:
         mask = mask.astype(np.uint8)
     if np.issubdtype(mask.dtype, np.floating) and np.array_equal(mask, np.round(mask)):
@@ -69,8 +72,7 @@ def decode_label_map(mask: "PIL.Image.Image | np.ndarray", class_list: ClassList
     if has_no_class[positions].any():
         bad = [int(value) for value in values[has_no_class] if (mask == value).any()]
         raise ValueError(_explain_values(where, bad, class_list) + cause)
-    fits_in_bytes = len(class_list) <= 256 and 0 <= class_list.ignore_index <= 255
-    return classes.astype(np.uint8 if fits_in_bytes else np.int32)[positions]
+    return classes.astype(dtype)[positions]
 
 
 def decode_example(example: dict[str, Any], class_list: ClassList) -> tuple[PIL.Image.Image, np.ndarray]:
@@ -143,10 +145,10 @@ def doubt_about_masks(examples: Iterable[dict[str, Any]], class_list: ClassList)
                 f"The masks that were looked at ({count + 1}, such as '{name}') are JPEG files, a format that changes "
                 "the values of pixels, so some may stand for a wrong class. Export the masks as PNG."
             )
-        mask = _pixels(mask, name)
+        mask = _pixels(mask, class_list, name)
         is_white = mask == 255
         has_white = has_white or bool(is_white.any())
-        is_black_and_white = is_black_and_white and bool((is_white | (mask == 0)).all())
+        is_black_and_white = is_black_and_white and mask.ndim == 2 and bool((is_white | (mask == 0)).all())
         is_ignored = is_ignored and bool((label_map == class_list.ignore_index).all())
         if not (is_black_and_white or is_ignored):
             return None
@@ -170,7 +172,7 @@ def doubt_about_masks(examples: Iterable[dict[str, Any]], class_list: ClassList)
     return None
 
 
-def _pixels(mask: "PIL.Image.Image | np.ndarray", where: str) -> np.ndarray:
+def _pixels(mask: "PIL.Image.Image | np.ndarray", class_list: ClassList, where: str) -> np.ndarray:
     """The pixels of a mask, without an alpha channel: `(height, width)`, or `(height, width, 3)` of colors."""
     if isinstance(mask, PIL.Image.Image):
         if len(mask.getbands()) > 1 and mask.mode not in ("LA", "RGB", "RGBA"):
@@ -187,8 +189,14 @@ def _pixels(mask: "PIL.Image.Image | np.ndarray", where: str) -> np.ndarray:
                 "alpha channel."
             )
         pixels = pixels[..., :-1]
-    if pixels.ndim == 3 and pixels.shape[2] in (1, 3) and (pixels == pixels[..., :1]).all():
-        pixels = pixels[..., 0]
+    if (
+        pixels.ndim == 3
+        and pixels.shape[2] in (1, 3)
+        and all(np.array_equal(pixels[..., 0], pixels[..., channel]) for channel in range(1, pixels.shape[2]))
+    ):
+        # Gray may be a color of the class list, such as black for what is not labelled.
+        is_color = pixels.shape[2] == 3 and (_classes_of_colors(pixels, class_list) != _NO_CLASS).all()
+        pixels = pixels if is_color else pixels[..., 0]
     if pixels.size == 0 or not (pixels.ndim == 2 or pixels.shape[2:] == (3,)):
         raise ValueError(f"{where} has shape {mask.shape}: it needs one channel of class ids, (height, width).")
     return pixels
@@ -232,6 +240,23 @@ def _has_16_bits(value: dict[str, Any]) -> bool:
         return ";16" in str(image.tile)
 
 
+def _classes_of_colors(pixels: np.ndarray, class_list: ClassList) -> np.ndarray:
+    """Class id, `ignore_index` or `_NO_CLASS` of each color, int64 `(height, width)`."""
+    if pixels.dtype != np.uint8 or not class_list.mask_colors:
+        return np.full(pixels.shape[:2], _NO_CLASS)
+    colors = np.array(sorted(class_list.mask_colors.items(), key=lambda item: item[0]), dtype=object)
+    known = _as_numbers(np.array([*colors[:, 0]], dtype=np.uint8))
+    numbers = _as_numbers(pixels)
+    positions = np.searchsorted(known, numbers).clip(max=len(known) - 1)
+    return np.where(known[positions] == numbers, colors[:, 1].astype(np.int64)[positions], _NO_CLASS)
+
+
+def _as_numbers(colors: np.ndarray) -> np.ndarray:
+    """One number for each RGB color, in the order of the colors."""
+    red, green, blue = (colors[..., channel].astype(np.int32) for channel in range(3))
+    return red << 16 | green << 8 | blue
+
+
 def _classes_of(values: np.ndarray, class_list: ClassList) -> np.ndarray:
     """Class id, `ignore_index` or `_NO_CLASS` of each raw value (both int64)."""
     count, ignore_index = len(class_list), class_list.ignore_index
@@ -255,6 +280,26 @@ def _classes_of(values: np.ndarray, class_list: ClassList) -> np.ndarray:
 
 def _table_with(value: int) -> str:
     return f'"label_id_to_train_id": {{"0": 0, "{value}": 1}}'
+
+
+def _explain_colors(where: str, pixels: np.ndarray, is_unknown: np.ndarray, class_list: ClassList) -> str:
+    if not class_list.mask_colors:
+        return (
+            f"{where} has colors, but class list '{class_list.name}' does not say what they mean: give each class "
+            'there its "color", or store class ids in one channel.'
+        )
+    if pixels.dtype != np.uint8:
+        return f"{where} has {pixels.dtype} colors: they must be uint8, 0..255."
+    row, column = (int(place) for place in np.argwhere(is_unknown)[0])
+    color = pixels[row, column].tolist()
+    more = np.count_nonzero(is_unknown) - 1
+    return (
+        f"{where} has the color {tuple(color)} at row {row}, column {column}"
+        + (f" (and {more} more such pixels)" if more else "")
+        + f", which class list '{class_list.name}' gives to no class, or to several. Correct the mask, or say in the "
+        f'file of the class list, beside "classes", what it means: "mask_colors": [{{"color": {color}, "id": 0}}], '
+        "with null for pixels to ignore."
+    )
 
 
 def _explain_values(where: str, bad: list[int], class_list: ClassList) -> str:
