@@ -122,7 +122,7 @@ class DataArguments:
 
     dataset_name: str = field(
         metadata={
-            "help": "ade20k, cityscapes, pascal_context_59, pascal_context_60, image_folders, synthetic, "
+            "help": "ade20k, camvid, cityscapes, pascal_context_59, pascal_context_60, image_folders, synthetic, "
             "synthetic_harbour, or a data set of the Hub or on the disk."
         }
     )
@@ -130,6 +130,7 @@ class DataArguments:
     data_dir: str | None = field(default=None, metadata={"help": "Folder of the official release, or of your images."})
     image_dir: str | None = field(default=None, metadata={"help": "image_folders: folder of the images."})
     label_dir: str | None = field(default=None, metadata={"help": "image_folders: folder of the masks."})
+    label_suffix: str | None = field(default=None, metadata={"help": "image_folders: _L for masks NAME_L.png."})
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     label_column: str = field(default="label", metadata={"help": "Column of the masks."})
     class_list: str | None = field(default=None, metadata={"help": "Name or JSON file of the classes."})
@@ -292,8 +293,8 @@ FREE_OPTIONS = {
 }  # fmt: skip
 # ... and what changes it in a way that can be meant.
 NOTED_OPTIONS = {
-    "data_dir", "image_dir", "label_dir", "max_steps", "mixed_precision", "gradient_checkpointing", "torch_compile",
-    "torch_compile_backend", "gradient_accumulation_steps",
+    "data_dir", "image_dir", "label_dir", "label_suffix", "max_steps", "mixed_precision", "gradient_checkpointing",
+    "torch_compile", "torch_compile_backend", "gradient_accumulation_steps",
 }  # fmt: skip
 
 
@@ -327,8 +328,9 @@ def load_data(data_args: DataArguments, run_args: RunArguments):
     source = {
         name: getattr(data_args, name)
         for name in (
-            "dataset_name", "dataset_config_name", "data_dir", "image_dir", "label_dir", "image_column",
-            "label_column", "class_list", "skip_unreadable", "num_synthetic_scenes", "synthetic_scene_size",
+            "dataset_name", "dataset_config_name", "data_dir", "image_dir", "label_dir", "label_suffix",
+            "image_column", "label_column", "class_list", "skip_unreadable", "num_synthetic_scenes",
+            "synthetic_scene_size",
         )
     }  # fmt: skip
     train_set, class_list = load_segmentation_dataset(

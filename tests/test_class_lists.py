@@ -10,6 +10,7 @@ from unept_hf.palette import OKABE_ITO, default_palette
 
 COUNTS = {
     "ade20k": 150,
+    "camvid": 11,
     "cityscapes": 19,
     "pascal_context_59": 59,
     "pascal_context_60": 60,
@@ -60,6 +61,10 @@ def test_shipped_list_is_consistent(name):
         ("ade20k", 89, "television receiver", [0, 255, 194]),
         ("ade20k", 127, "bicycle", [255, 245, 0]),
         ("ade20k", 149, "flag", [92, 0, 255]),
+        ("camvid", 0, "sky", [128, 128, 128]),
+        ("camvid", 4, "pavement", [60, 40, 222]),
+        ("camvid", 6, "sign symbol", [192, 128, 128]),
+        ("camvid", 10, "bicyclist", [0, 128, 192]),
         ("cityscapes", 0, "road", [128, 64, 128]),
         ("cityscapes", 6, "traffic light", [250, 170, 30]),
         ("cityscapes", 11, "person", [220, 20, 60]),
@@ -120,6 +125,48 @@ def test_cityscapes_label_ids():
     assert list(trained.values()) == list(classes.id2label)
 
 
+# The 32 classes of CamVid, with their colors in label_colors.txt, as SegNet groups them.
+CAMVID_GROUPS = {
+    "sky": {"Sky": (128, 128, 128)},
+    "building": {
+        "Archway": (192, 0, 128),
+        "Bridge": (0, 128, 64),
+        "Building": (128, 0, 0),
+        "Tunnel": (64, 0, 64),
+        "Wall": (64, 192, 0),
+    },
+    "pole": {"Column_Pole": (192, 192, 128), "TrafficCone": (0, 0, 64)},
+    "road": {"LaneMkgsDriv": (128, 0, 192), "LaneMkgsNonDriv": (192, 0, 64), "Road": (128, 64, 128)},
+    "pavement": {"ParkingBlock": (64, 192, 128), "RoadShoulder": (128, 128, 192), "Sidewalk": (0, 0, 192)},
+    "tree": {"Tree": (128, 128, 0), "VegetationMisc": (192, 192, 0)},
+    "sign symbol": {"Misc_Text": (128, 128, 64), "SignSymbol": (192, 128, 128), "TrafficLight": (0, 64, 64)},
+    "fence": {"Fence": (64, 64, 128)},
+    "car": {
+        "Car": (64, 0, 128),
+        "OtherMoving": (128, 64, 64),
+        "SUVPickupTruck": (64, 128, 192),
+        "Train": (192, 64, 128),
+        "Truck_Bus": (192, 128, 192),
+    },
+    "pedestrian": {
+        "Animal": (64, 128, 64),
+        "CartLuggagePram": (64, 0, 192),
+        "Child": (192, 128, 64),
+        "Pedestrian": (64, 64, 0),
+    },
+    "bicyclist": {"Bicyclist": (0, 128, 192), "MotorcycleScooter": (192, 0, 192)},
+}
+
+
+def test_colors_of_camvid():
+    classes = load_class_list("camvid")
+    assert list(classes.label2id) == list(CAMVID_GROUPS)
+    expected = {color: classes.label2id[name] for name, group in CAMVID_GROUPS.items() for color in group.values()}
+    assert len(expected) == 31
+    expected |= {(0, 0, 0): 255, (60, 40, 222): 4}  # Void, and SegNet's own color of the pavement
+    assert classes.mask_colors == expected
+
+
 # Users' files
 
 
@@ -154,6 +201,20 @@ def test_names_beside_other_entries(tmp_path):
     classes = load_class_list(write(tmp_path, {"classes": ["sky", "road"], "ignore_index": 11}))
     assert list(classes.id2label.items()) == [(0, "sky"), (1, "road")]
     assert (classes.ignore_index, len(classes.palette)) == (11, 2)
+
+
+def test_colors_of_masks():
+    entries = [{"id": i, "name": name, "color": [i, 0, 0]} for i, name in enumerate("ab")]
+    more = [{"color": [9, 9, 9], "id": None}, {"color": [8, 0, 0], "id": 1, "name": "also b"}]
+    classes = class_list_from_data({"classes": entries, "mask_colors": more, "ignore_index": 7})
+    assert classes.mask_colors == {(0, 0, 0): 0, (1, 0, 0): 1, (9, 9, 9): 7, (8, 0, 0): 1}
+    assert classes.extras == {}
+    assert class_list_from_data({"classes": entries}).mask_colors == {(0, 0, 0): 0, (1, 0, 0): 1}
+    assert class_list_from_data(["a", "b"]).mask_colors == {}, "made-up colors are those of no mask"
+    both = [{**entry, "color": [5, 5, 5]} for entry in entries]
+    assert class_list_from_data({"classes": both}).mask_colors == {}, "not clear"
+    more = [{"color": [5, 5, 5], "id": 1}]
+    assert class_list_from_data({"classes": both, "mask_colors": more}).mask_colors == {(5, 5, 5): 1}
 
 
 def test_home_folder(tmp_path, monkeypatch):
@@ -247,6 +308,18 @@ def test_not_text(tmp_path):
         ({"classes": ["wall", 3]}, "class entry 'wall' lacks"),
         ({"classes": ["wall", "wall"]}, "name 'wall' is used by classes 0 and 1"),
         ({"classes": []}, "has no classes"),
+        ({"classes": ["a"], "mask_colors": {"0": [0, 0, 0]}}, "mask_colors is a dict. Make it a list"),
+        ({"classes": ["a"], "mask_colors": [[0, 0, 0]]}, r"mask_colors holds \[0, 0, 0\]. Write"),
+        ({"classes": ["a"], "mask_colors": [{"color": [0, 0, 0]}]}, "mask_colors holds .* Write"),
+        ({"classes": ["a"], "mask_colors": [{"color": [0, 0, 256], "id": 0}]}, "Make it three integers"),
+        ({"classes": ["a"], "mask_colors": [{"color": [0, 0, 0], "id": 1}]}, "mask_colors holds .* Write"),
+        (
+            {
+                "classes": [{"id": 0, "name": "a", "color": [0, 0, 0]}],
+                "mask_colors": [{"color": [0, 0, 0], "id": None}],
+            },
+            r"color \[0, 0, 0\] of mask_colors stands for another class already",
+        ),
         ({"classes": ["a"], "label_id_to_train_id": [0]}, "label_id_to_train_id is .* Map label ids to class ids"),
         ({"classes": ["a"], "label_id_to_train_id": {"255": "a"}}, "label_id_to_train_id maps '255' to 'a'"),
         ({"classes": ["a"], "label_id_to_train_id": {"x": 0}}, "label_id_to_train_id maps 'x' to 0"),

@@ -1,11 +1,27 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """Options from files, and as words of a command line."""
 
+import dataclasses
+import inspect
 import json
+import runpy
+from pathlib import Path
 
 import pytest
 
-from unept_hf.command_arguments import read_options, words_of_options
+from unept_hf.command_arguments import DataArguments, read_options, words_of_options
+from unept_hf.data.segmentation_datasets import load_segmentation_dataset
+
+
+def test_options_of_data_are_those_of_the_function():
+    """The command and the trainer, which has splits of its own, can say what load_segmentation_dataset takes."""
+    trainer = runpy.run_path(str(Path(__file__).parent.parent / "examples" / "run_semantic_segmentation.py"))
+    function = set(inspect.signature(load_segmentation_dataset).parameters)
+    names = {"dataset_name", "data_dir", "image_dir", "label_dir", "label_suffix", "class_list"}
+    for arguments in (DataArguments, trainer["DataArguments"]):
+        fields = {field.name: field for field in dataclasses.fields(arguments)}
+        assert names <= fields.keys() & function
+        assert "camvid" in fields["dataset_name"].metadata["help"]
 
 
 def test_options_become_words():

@@ -3,6 +3,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import datasets
@@ -82,6 +83,31 @@ def class_file(tmp_path):
     return str(path)
 
 
+def fake_camvid(root, layout):
+    """Three splits of CamVid in one of its layouts, and the label maps of the first image of each."""
+    classes = load_class_list("camvid")
+    colors = np.array([*classes.mask_colors], np.uint8)
+    expected = {}
+    for seed, (split, count) in enumerate((("train", 2), ("val", 1), ("test", 1))):
+        names = [f"{split}_f{index:03d}" for index in range(count)]
+        for name in names:
+            image, mask = {
+                "segnet": (f"{split}/{name}.png", f"{split}annot/{name}.png"),
+                "colors": (f"{split}/{name}.png", f"{split}_labels/{name}_L.png"),
+                "original": (f"701_StillsRaw_full/{name}.png", f"LabeledApproved_full/{name}_L.png"),
+            }[layout]
+            values = save_pair(root / image, root / mask, 11, seed)
+            label_map = np.where(values == 11, 255, values)
+            if layout != "segnet":
+                choice = np.random.default_rng(seed).integers(0, len(colors), values.shape)
+                PIL.Image.fromarray(colors[choice]).save(root / mask)
+                label_map = np.array([*classes.mask_colors.values()])[choice]
+            expected.setdefault(split, label_map)
+        if layout == "original":
+            (root / f"{split}.txt").write_text("\n".join(names) + "\n")
+    return expected
+
+
 def warnings_of(caplog):
     return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
@@ -123,6 +149,97 @@ def test_cityscapes(cityscapes):
     assert len(load_segmentation_dataset("cityscapes", "validation", data_dir=str(cityscapes))[0]) == 1
 
 
+@pytest.mark.parametrize("layout", ["segnet", "colors", "original"])
+def test_camvid(tmp_path, layout, caplog):
+    expected = fake_camvid(tmp_path, layout)
+    (tmp_path / "class_dict.csv").write_text("name,r,g,b\n")
+    splits = {"train": "train", "training": "train", "validation": "val", "val": "val", "test": "test"}
+    for spelling, split in splits.items():
+        data, classes = load_segmentation_dataset("camvid", spelling, data_dir=str(tmp_path))
+        assert data["name"][:] == [f"{split}_f{index:03d}" for index in range(2 if split == "train" else 1)]
+        image, label_map = decode_example(data[0], classes)
+        assert image.size == (24, 16)
+        assert np.array_equal(label_map, expected[split])
+    assert classes.name == "camvid" and not warnings_of(caplog)
+
+
+@pytest.mark.parametrize(
+    ("layout", "options"),
+    [
+        ("segnet", {"image_dir": "{split}", "label_dir": "{split}annot"}),
+        ("colors", {"image_dir": "{split}", "label_dir": "{split}_labels", "label_suffix": "_L"}),
+    ],
+)
+def test_camvid_as_image_folders(tmp_path, layout, options):
+    expected = fake_camvid(tmp_path, layout)
+    for spelling, split in {"train": "train", "validation": "val", "test": "test"}.items():
+        data, classes = load_segmentation_dataset(
+            "image_folders", spelling, data_dir=str(tmp_path), class_list="camvid", **options
+        )
+        assert data["name"][0] == f"{split}_f000"
+        assert np.array_equal(decode_example(data[0], classes)[1], expected[split])
+    with pytest.raises(ValueError, match=r"no folder '.*extra': set data_dir and image_dir.*holds test, test"):
+        load_segmentation_dataset("image_folders", "extra", data_dir=str(tmp_path), class_list="camvid", **options)
+    shutil.rmtree(tmp_path / options["label_dir"].replace("{split}", "val"))
+    with pytest.raises(ValueError, match=r"no folder '.*val(annot|_labels)': set data_dir and label_dir"):
+        load_segmentation_dataset(
+            "image_folders", "validation", data_dir=str(tmp_path), class_list="camvid", **options
+        )
+
+
+def test_folders_in_absolute_places(tmp_path):
+    fake_camvid(tmp_path, "segnet")
+    options = {"image_dir": str(tmp_path / "{split}"), "label_dir": str(tmp_path / "{split}annot")}
+    assert len(load_segmentation_dataset("image_folders", "train", class_list="camvid", **options)[0]) == 2
+
+
+def test_masks_without_the_suffix(tmp_path):
+    fake_camvid(tmp_path, "colors")
+    options = {"data_dir": str(tmp_path), "image_dir": "{split}", "label_dir": "{split}_labels"}
+    with pytest.raises(ValueError, match=r"have no counterpart.*a file of the same name, but for the suffix"):
+        load_segmentation_dataset("image_folders", class_list="camvid", **options)
+    with pytest.raises(ValueError, match=r"have no counterpart.*NAME_seg and a suffix .* for NAME in"):
+        load_segmentation_dataset("image_folders", class_list="camvid", label_suffix="_seg", **options)
+    with pytest.raises(ValueError, match=r"label_suffix .* for dataset_name='image_folders', not for 'camvid'"):
+        load_segmentation_dataset("camvid", data_dir=str(tmp_path), label_suffix="_L")
+
+
+def test_color_of_no_class_of_camvid(tmp_path):
+    fake_camvid(tmp_path, "colors")
+    path = tmp_path / "train_labels/train_f000_L.png"
+    pixels = np.array(PIL.Image.open(path))
+    pixels[5, 7] = 1, 2, 3
+    PIL.Image.fromarray(pixels).save(path)
+    data, classes = load_segmentation_dataset("camvid", data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=r"train_f000_L\.png' has the color \(1, 2, 3\) at row 5, column 7"):
+        decode_example(data[0], classes)
+
+
+@pytest.mark.parametrize(
+    "line", ["{}", "{}.png", "/SegNet/CamVid/train/{}.png /SegNet/CamVid/trainannot/{}.png", "{}\r"]
+)
+def test_lists_of_camvid(tmp_path, line):
+    fake_camvid(tmp_path, "original")
+    listing = tmp_path / "train.txt"
+    listing.write_text("\n".join(line.format(name, name) for name in listing.read_text().split()) + "\n")
+    data, _ = load_segmentation_dataset("camvid", "train", data_dir=str(tmp_path))
+    assert data["name"][:] == ["train_f000", "train_f001"]
+    listing.unlink()
+    with pytest.raises(ValueError, match=r"There is no file '.*train\.txt'.*CamVid.*names the images of the split"):
+        load_segmentation_dataset("camvid", "train", data_dir=str(tmp_path))
+
+
+def test_camvid_is_incomplete(tmp_path):
+    with pytest.raises(ValueError, match=r"annotations for the splits train, val and test, not for 'extra'"):
+        load_segmentation_dataset("camvid", "extra", data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=r"no folder '.*train'.*train and trainannot.*701_StillsRaw_full"):
+        load_segmentation_dataset("camvid", data_dir=str(tmp_path))
+    fake_camvid(tmp_path, "segnet")
+    (tmp_path / "trainannot/train_f001.png").unlink()
+    with pytest.raises(ValueError, match=r"1 file\(s\) have no counterpart: .*train_f001\.png"):
+        load_segmentation_dataset("camvid", data_dir=str(tmp_path))
+
+
 @pytest.mark.parametrize("count", [59, 60])
 def test_pascal_context(pascal_context, count):
     data, classes = load_segmentation_dataset(f"pascal_context_{count}", "train", data_dir=str(pascal_context))
@@ -144,7 +261,7 @@ def test_splits_without_annotations(request, name, known):
         load_segmentation_dataset(name, "test", data_dir=str(root))
 
 
-@pytest.mark.parametrize("name", ["ade20k", "cityscapes", "pascal_context_59", "pascal_context_60"])
+@pytest.mark.parametrize("name", ["ade20k", "camvid", "cityscapes", "pascal_context_59", "pascal_context_60"])
 def test_no_folder(name, tmp_path):
     with pytest.raises(ValueError, match=f"dataset_name='{name}' needs data_dir"):
         load_segmentation_dataset(name)
@@ -310,7 +427,9 @@ def test_two_images_for_a_mask(folders):
 
 
 def test_folders_for_another_data_set(folders):
-    with pytest.raises(ValueError, match="image_dir and label_dir are for dataset_name='image_folders', not for 'ade"):
+    with pytest.raises(
+        ValueError, match="label_dir and label_suffix are for dataset_name='image_folders', not for 'ade"
+    ):
         load_segmentation_dataset("ade20k", data_dir=str(folders), image_dir="images", label_dir="masks")
 
 

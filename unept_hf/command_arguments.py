@@ -35,8 +35,8 @@ class DataArguments:
 
     dataset_name: str = field(
         metadata={
-            "help": "ade20k, cityscapes, pascal_context_59 or pascal_context_60 (with --data_dir), image_folders, "
-            "synthetic, synthetic_harbour, or a data set of the Hub or on disk."
+            "help": "ade20k, camvid, cityscapes, pascal_context_59 or pascal_context_60 (with --data_dir), "
+            "image_folders, synthetic, synthetic_harbour, or a data set of the Hub or on disk."
         }
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a data set of the Hub."})
@@ -51,6 +51,9 @@ class DataArguments:
     data_dir: str | None = field(default=None, metadata={"help": "Folder of the official release."})
     image_dir: str | None = field(default=None, metadata={"help": "For image_folders: the folder of the images."})
     label_dir: str | None = field(default=None, metadata={"help": "For image_folders: the folder of the masks."})
+    label_suffix: str | None = field(
+        default=None, metadata={"help": "For image_folders: _L if the mask of NAME.png is NAME_L.png."}
+    )
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     label_column: str = field(default="label", metadata={"help": "Column of the masks."})
     class_list: str | None = field(default=None, metadata={"help": "Name or JSON file of the classes."})

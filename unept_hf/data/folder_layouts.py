@@ -11,6 +11,7 @@ import PIL.Image
 __all__ = [
     "FilePairs",
     "ade20k_files",
+    "camvid_files",
     "cityscapes_files",
     "image_folder_files",
     "pascal_context_files",
@@ -94,13 +95,48 @@ def pascal_context_files(data_dir: "str | os.PathLike", split: str) -> FilePairs
     images = _folder(data_dir, "JPEGImages", what=what)
     masks = _folder(data_dir, "SegmentationClassContext", what=what)
     listing = _folder(data_dir, "ImageSets", "SegmentationContext", what=what) / f"{split}.txt"
+    return _listed_pairs(listing, images, ".jpg", masks, ".png", what)
+
+
+def camvid_files(data_dir: "str | os.PathLike", split: str) -> FilePairs:
+    """
+    CamVid in one of three layouts, with the splits train, val and test:
+
+    - SegNet's, with class ids: `train/*.png` and `trainannot/*.png`;
+    - with masks in colors: `train/*.png` and `train_labels/*_L.png`;
+    - the original release: `701_StillsRaw_full/*.png`, masks in colors in `LabeledApproved_full/*_L.png`, and the
+      names of a split in `train.txt`, which may also be paths, as in SegNet's lists.
+
+    Raises:
+        ValueError: for another split, for folders and lists that are missing, and for an empty list.
+    """
+    split = _known_split("camvid", split, ("train", "val", "test"))
+    what = "CamVid (train and trainannot, train and train_labels, or 701_StillsRaw_full and LabeledApproved_full)"
+    base = Path(data_dir).expanduser()
+    if (base / "701_StillsRaw_full").is_dir():
+        images, masks = (_folder(base, name, what=what) for name in ("701_StillsRaw_full", "LabeledApproved_full"))
+        return _listed_pairs(base / f"{split}.txt", images, ".png", masks, "_L.png", what)
+    images = _folder(base, split, what=what)
+    if (base / f"{split}_labels").is_dir():
+        masks, ending = base / f"{split}_labels", "_L.png"
+    else:
+        masks, ending = _folder(base, f"{split}annot", what=what), ".png"
+    expectation = f"{masks}/NAME{ending} for {images}/NAME.png"
+    return _pairs(_files(images, ".png"), _files(masks, ending), expectation, images)
+
+
+def _listed_pairs(
+    listing: Path, images: Path, image_ending: str, masks: Path, mask_ending: str, what: str
+) -> FilePairs:
+    """The pairs that a file names, one a line. Of a path it is the name of the file, of several paths the first."""
     if not listing.is_file():
         raise ValueError(f"There is no file '{listing}': {what} names the images of the split in it, one a line.")
-    names = listing.read_text(encoding="utf-8").split()
+    lines = [line.split() for line in listing.read_text(encoding="utf-8").splitlines()]
+    names = [words[0].rpartition("/")[2].removesuffix(image_ending) for words in lines if words]
     if not names:
         raise ValueError(f"File '{listing}' is empty: it has to name the images of the split, one a line.")
-    image_files = {name: images / f"{name}.jpg" for name in names}
-    mask_files = {name: masks / f"{name}.png" for name in names}
+    image_files = {name: images / f"{name}{image_ending}" for name in names}
+    mask_files = {name: masks / f"{name}{mask_ending}" for name in names}
     found = [name for name in image_files if image_files[name].is_file() and mask_files[name].is_file()]
     missing = [str(path) for files in (image_files, mask_files) for path in files.values() if not path.is_file()]
     return FilePairs(
@@ -108,7 +144,7 @@ def pascal_context_files(data_dir: "str | os.PathLike", split: str) -> FilePairs
         [str(image_files[name]) for name in found],
         [str(mask_files[name]) for name in found],
         missing,
-        f"{images}/NAME.jpg and {masks}/NAME.png for each name in {listing}",
+        f"{images}/NAME{image_ending} and {masks}/NAME{mask_ending} for each name in {listing}",
     )
 
 
@@ -117,19 +153,21 @@ def image_folder_files(
     split: str,
     image_dir: "str | os.PathLike | None" = None,
     label_dir: "str | os.PathLike | None" = None,
+    label_suffix: str | None = None,
 ) -> FilePairs:
     """
     A folder of images and one of masks, paired by their paths without the suffix: `images/a/1.jpg` with
     `masks/a/1.png`.
 
-    A split is a sub-folder of both (`images/train`), or above them (`train/images`). Without such sub-folders there
-    is one split, "train".
+    A split is a sub-folder of both (`images/train`), or above them (`train/images`), or where `{split}` stands in
+    `image_dir` and `label_dir`. Without such sub-folders there is one split, "train".
 
     Args:
         data_dir: What `image_dir` and `label_dir` are relative to. `None` stands for the working directory.
         split: "train", "validation" (also "val") or any other name of a sub-folder.
         image_dir: Folder of the images; "images" unless given.
         label_dir: Folder of the masks; "masks" unless given.
+        label_suffix: What the names of masks have more than those of their images: "_L" for `NAME_L.png`.
 
     Raises:
         ValueError: for folders that are missing, or hold no images, for a split in one of the two only, and for two
@@ -145,12 +183,20 @@ def image_folder_files(
     )
     names = split_spellings(split)
     candidates = [(base / image_dir / name, base / label_dir / name) for name in names]
+    has_placeholder = "{split}" in f"{image_dir}{label_dir}"
+    if has_placeholder:
+        candidates = [
+            (base / str(image_dir).replace("{split}", name), base / str(label_dir).replace("{split}", name))
+            for name in names
+        ]
     # Joined to an absolute path the name of the split would vanish.
-    if not image_dir.is_absolute() and not label_dir.is_absolute():
+    elif not image_dir.is_absolute() and not label_dir.is_absolute():
         candidates += [(base / name / image_dir, base / name / label_dir) for name in names]
     images, masks = next((pair for pair in candidates if pair[0].is_dir() and pair[1].is_dir()), (None, None))
     if images is None:
         images, masks = base / image_dir, base / label_dir
+        if has_placeholder:  # the spelling of which there is most
+            images, masks = max(candidates, key=lambda pair: sum(map(Path.is_dir, pair)))
         for folder, option in ((images, "image_dir"), (masks, "label_dir")):
             if not folder.is_dir():
                 raise ValueError(f"There is no folder '{folder}': set data_dir and {option}. {_what_is_in(base)}")
@@ -168,19 +214,19 @@ def image_folder_files(
                 "examples of 'train'."
             )
     suffixes = tuple(PIL.Image.registered_extensions())
-    return _pairs(
-        _files(images, *suffixes),
-        _files(masks, *suffixes),
-        f"a file of the same name, but for the suffix, in {images} and in {masks}",
-        images,
-    )
+    expectation = f"a file of the same name, but for the suffix, in {images} and in {masks}"
+    if label_suffix:
+        expectation = f"a mask NAME{label_suffix} and a suffix such as .png in {masks} for NAME in {images}"
+    mask_files = _files(masks, *(f"{label_suffix or ''}{suffix}" for suffix in suffixes))
+    return _pairs(_files(images, *suffixes), mask_files, expectation, images)
 
 
 def _known_split(data_set: str, split: str, known: tuple[str, ...]) -> str:
     for spelling in split_spellings(split):
         if spelling in known:
             return spelling
-    raise ValueError(f"{data_set} has annotations for the splits {' and '.join(known)}, not for '{split}'.")
+    splits = f"{', '.join(known[:-1])} and {known[-1]}"
+    raise ValueError(f"{data_set} has annotations for the splits {splits}, not for '{split}'.")
 
 
 def _what_is_in(folder: Path) -> str:

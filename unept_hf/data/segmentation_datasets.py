@@ -1,5 +1,5 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""Data sets of images and masks: ADE20K, Cityscapes, PASCAL-Context, the Hub, local files and synthetic scenes."""
+"""Data sets of images and masks: the well-known ones, those of the Hub, local files and synthetic scenes."""
 
 import dataclasses
 import os
@@ -16,6 +16,7 @@ from .class_lists import ClassList, class_list_from_data, load_class_list
 from .folder_layouts import (
     FilePairs,
     ade20k_files,
+    camvid_files,
     cityscapes_files,
     image_folder_files,
     pascal_context_files,
@@ -35,6 +36,7 @@ _FEATURES = datasets.Features(
 )
 _OFFICIAL_LAYOUTS = {
     "ade20k": ade20k_files,
+    "camvid": camvid_files,
     "cityscapes": cityscapes_files,
     "pascal_context_59": pascal_context_files,
     "pascal_context_60": pascal_context_files,
@@ -60,19 +62,21 @@ def load_segmentation_dataset(
     num_proc: int | None = None,
     num_synthetic_scenes: int = 200,
     synthetic_scene_size: int = 256,
+    label_suffix: str | None = None,
 ) -> tuple["datasets.Dataset | datasets.IterableDataset", ClassList]:
     """
     One split of a data set for semantic segmentation, and its classes.
 
     Args:
-        dataset_name: "ade20k", "cityscapes", "pascal_context_59" or "pascal_context_60" with `data_dir`, the folder
-            of the official release (see `folder_layouts`); "image_folders" with `data_dir`, or `image_dir` and
+        dataset_name: "ade20k", "camvid", "cityscapes", "pascal_context_59" or "pascal_context_60" with `data_dir`, the
+            folder of the official release (see `folder_layouts`); "image_folders" with `data_dir`, or `image_dir` and
             `label_dir`; "synthetic" or "synthetic_harbour"; or anything else that `datasets` loads: a repository of
             the Hub, a local folder of data files, or one that `save_to_disk` wrote.
         split: Such as "train" or "validation". Spellings such as "training" and "val" are taken for what is there.
         data_dir: See `dataset_name`. For a data set of the Hub, the folder in it to load.
-        image_dir: For "image_folders": folder of the images, within `data_dir` if that is given.
-        label_dir: For "image_folders": folder of the masks, within `data_dir` if that is given.
+        image_dir: For "image_folders": folder of the images, within `data_dir` if that is given. `{split}` in it
+            stands for the split.
+        label_dir: For "image_folders": folder of the masks, likewise, such as "{split}annot".
         image_column: Column of the images in a data set of the Hub.
         label_column: Column of the masks in a data set of the Hub.
         class_list: Name or JSON file of the classes, see `load_class_list`. Needed for "image_folders" and for data
@@ -89,6 +93,7 @@ def load_segmentation_dataset(
         num_proc: Number of processes that prepare data of the Hub and look for unreadable files.
         num_synthetic_scenes: How many scenes a synthetic data set has.
         synthetic_scene_size: Height and width of a synthetic scene in pixels.
+        label_suffix: For "image_folders": what the names of masks have more than those of their images, such as "_L".
 
     A few masks are looked at, but for streams of the Hub: see `doubt_about_masks` for what is worth a warning.
 
@@ -101,8 +106,10 @@ def load_segmentation_dataset(
         ValueError: for folders that are missing, unpaired files, unknown splits and columns, and missing or broken
             class lists. The message names the file and what was expected.
     """
-    if dataset_name != "image_folders" and (image_dir is not None or label_dir is not None):
-        raise ValueError(f"image_dir and label_dir are for dataset_name='image_folders', not for '{dataset_name}'.")
+    if dataset_name != "image_folders" and not (image_dir is label_dir is label_suffix is None):
+        raise ValueError(
+            f"image_dir, label_dir and label_suffix are for dataset_name='image_folders', not for '{dataset_name}'."
+        )
     if dataset_name in _OFFICIAL_LAYOUTS or dataset_name == "image_folders":
         if dataset_name == "image_folders":
             if class_list is None:
@@ -110,7 +117,7 @@ def load_segmentation_dataset(
                     "dataset_name='image_folders' needs class_list: the name of a class list, or a JSON file such as "
                     '["background", "cat"].'
                 )
-            files = image_folder_files(data_dir, split, image_dir, label_dir)
+            files = image_folder_files(data_dir, split, image_dir, label_dir, label_suffix)
         else:
             if data_dir is None:
                 raise ValueError(
