@@ -20,7 +20,7 @@ from unept_hf.data.folder_layouts import image_folder_files
 from unept_hf.data.segmentation_datasets import load_segmentation_dataset
 from unept_hf.data.synthetic import SYNTHETIC_CLASSES, synthetic_scene
 from unept_hf.evaluation import save_results
-from unept_hf.hub import evaluation_results, export
+from unept_hf.hub import export
 from unept_hf.image_processing_pil_unept import open_image
 from unept_hf.model_folder import load_whole, new_folder, remove_leftovers
 from unept_hf.training_checkpoints import commit_checkpoint, read_checkpoint, start_checkpoint
@@ -124,11 +124,6 @@ def test_file_to_quantize(home):
     pytest.importorskip("onnx")
     with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.NoSuchFile, match=str(home / "gone.onnx")):
         unept_hf.export.quantize_onnx("~/gone.onnx", "~/quantized.onnx")
-
-
-def test_path_of_a_data_set_stays_out_of_model_cards(home):
-    (result,) = evaluation_results({"dataset": "~/mine", "mean_iou": 0.5})
-    assert result.dataset_name == "mine"
 
 
 # The home folder, for the command
