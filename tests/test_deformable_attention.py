@@ -6,8 +6,13 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -217,6 +222,87 @@ def test_results_do_not_depend_on_the_number_of_threads(dtype):
         torch.set_num_threads(threads)
     for result in results[1:]:
         assert all(torch.equal(tensor, first) for tensor, first in zip(result, results[0]))
+
+
+@pytest.fixture
+def four_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(threads)
+
+
+class LatePool(ThreadPoolExecutor):
+    """Work that begins late. The first interrupts the main thread twice before."""
+
+    def __init__(self):
+        super().__init__(3)
+        self.futures = []
+
+    def submit(self, function, *args):
+        interrupts = not self.futures
+
+        def late():
+            for _ in range(2):
+                time.sleep(0.1)
+                if interrupts:
+                    signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+            time.sleep(0.1)
+            return function(*args)
+
+        self.futures.append(super().submit(late))
+        return self.futures[-1]
+
+
+@needs_kernel
+@pytest.mark.floor
+@pytest.mark.skipif(BACKEND != "cpu", reason="about the threads of the CPU kernel")
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals of POSIX")
+@pytest.mark.parametrize("backward", [False, True])
+def test_an_interrupted_call_leaves_no_work_behind(backward, monkeypatch, four_threads):
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    arguments = plain_form(draw(queries=200))
+    arguments = (*arguments[:2], None, *arguments[2:])
+    grad_output = torch.ones_like(cpu.forward(*arguments))
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with LatePool() as pool:
+            monkeypatch.setattr(cpu, "_pool", pool)
+            done = None
+            try:
+                cpu.backward(grad_output, *arguments) if backward else cpu.forward(*arguments)
+            except KeyboardInterrupt:
+                done = [future.done() for future in pool.futures]
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert done == [True] * 3
+
+
+@needs_kernel
+@pytest.mark.skipif(BACKEND != "cpu", reason="about the threads of the CPU kernel")
+def test_work_owns_the_memory_that_it_touches(monkeypatch, four_threads):
+    """An interrupt may also come within `submit`, so that nobody knows of the work."""
+    work = []
+
+    class LostPool:
+        def submit(self, function, *args):
+            work.append(lambda: function(*args))
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cpu, "_pool", LostPool())
+    value, spatial_shapes, locations, weights = plain_form(draw(queries=200))
+    tensors = cpu._prepare(value, None, locations, weights)
+    tensors["output"] = torch.empty(2, 200, 24)
+    output = weakref.ref(tensors["output"])
+    with pytest.raises(KeyboardInterrupt):
+        cpu._run("unept_forward", tensors, spatial_shapes)
+    del tensors
+    assert output() is not None
+    work.pop()()
+    assert output() is None
 
 
 @needs_kernel

@@ -7,7 +7,7 @@ float32 and bfloat16 are stored, float32 is computed. Results do not depend on t
 
 import ctypes
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import torch
@@ -80,21 +80,18 @@ def why_not(
     return _missing
 
 
-_pool: ThreadPoolExecutor | None = None
-
-
-def _forget_pool() -> None:
+def _make_pool() -> None:
     global _pool
-    _pool = None
+    _pool = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="unept_hf")
 
 
+_make_pool()  # which starts no thread yet
 # Threads do not survive a fork.
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+    os.register_at_fork(after_in_child=_make_pool)
 
 
 def _run(name: str, tensors: dict[str, Tensor | None], spatial_shapes: list[tuple[int, int]]) -> None:
-    global _pool
     value, reference_points, positions = tensors["value"], tensors["reference_points"], tensors["positions"]
     batch, queries, heads, levels, points = positions.shape[:5]
     workers = max(1, min(torch.get_num_threads(), batch * heads * queries))
@@ -113,14 +110,31 @@ def _run(name: str, tensors: dict[str, Tensor | None], spatial_shapes: list[tupl
     workspace = torch.empty(_library.unept_workspace_size(ctypes.byref(problem), backward), dtype=torch.float32)
     problem.workspace = workspace.data_ptr()
 
-    work = getattr(_library, name)
-    if workers > 1:
-        _pool = _pool or ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="unept_hf")
-    # The work is taken in tasks, so it gets done even if some of these start late.
-    others = [_pool.submit(work, ctypes.byref(problem), index) for index in range(1, workers)]
-    work(ctypes.byref(problem), 0)
-    for other in others:
-        other.result()
+    # A thread that begins when this call has been left holds the problem, which holds all that it points to.
+    problem.memory = tensors, shapes, counters, workspace
+
+    work, pool = getattr(_library, name), _pool
+    others: list[Future] = []
+    try:
+        # The work is taken in tasks, so it gets done even if some of these start late or never.
+        for index in range(1, workers):
+            others.append(pool.submit(work, ctypes.byref(problem), index))
+        work(ctypes.byref(problem), 0)
+    finally:
+        _end(others)
+
+
+def _end(futures: list[Future]) -> None:
+    """Waits for work that has begun and cancels the rest. What interrupts this is raised when nothing is pending."""
+    interrupt = None
+    while True:
+        try:
+            wait([future for future in futures if not future.cancel()])
+            break
+        except BaseException as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
 
 
 def _prepare(value, reference_points, positions, scores) -> dict[str, Tensor | None]:
