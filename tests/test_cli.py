@@ -465,7 +465,7 @@ def test_env(capsys, monkeypatch):
     assert main(["env"]) == 0
     text = capsys.readouterr().out
     assert f"torch: {torch.__version__.split('+')[0]}" in text and "torch on cpu: runs" in text
-    monkeypatch.setattr(attention, "_backend", "abacus")
+    monkeypatch.setattr(attention._choice, "backend", "abacus")
     monkeypatch.setenv("UNEPT_ATTENTION_BACKEND", "abacus")
     assert main(["env", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

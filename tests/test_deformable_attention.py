@@ -208,6 +208,36 @@ def test_samples_that_are_nowhere_count_as_zero(bad, backend):
     assert not got[3][nowhere].any()
 
 
+EMPTY = {
+    "levels": {"spatial_shapes": ()},
+    "points": {"points": 0},
+    "queries": {"queries": 0},
+    "batch": {"batch": 0},
+    "heads": {"heads": 0},
+    "channels": {"head_dim": 0},
+    "levels and points": {"spatial_shapes": (), "points": 0},
+}
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize("backend", ["auto", "torch", pytest.param(BACKEND, marks=needs_kernel)])
+@pytest.mark.parametrize("nothing", EMPTY)
+def test_zero_of_anything_gives_zeros(nothing, backend, nan_filled):
+    arguments = draw(**EMPTY[nothing])
+    # What is left over counts for nothing, whatever it is.
+    for tensor in (arguments[0], *arguments[3:]):
+        tensor[tensor > 1] = float("nan")
+    value, offsets = arguments[0], arguments[3]
+    with attention_backend(backend):
+        for function, inputs in ((deformable_attention, arguments), (multi_scale_deformable_attention, None)):
+            inputs = inputs or plain_form(arguments)
+            _, (output, *gradients) = run(function, inputs)
+            assert output.shape == (len(value), offsets.shape[1], value.shape[2] * value.shape[3])
+            given = [tensor for tensor in inputs if isinstance(tensor, torch.Tensor)]
+            assert [gradient.shape for gradient in gradients] == [tensor.shape for tensor in given]
+            assert not output.any() and not any(gradient.any() for gradient in gradients)
+
+
 @needs_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_results_do_not_depend_on_the_number_of_threads(dtype):
@@ -385,7 +415,7 @@ def layer_inputs(batch, height, width, queries):
     )
 
 
-@pytest.mark.parametrize("backend", [AUTOMATIC, "torch"])
+@pytest.mark.parametrize("backend", ["auto", pytest.param(BACKEND, marks=needs_kernel), "torch"])
 def test_compiled_and_exported_graphs(backend):
     layer, inputs, others = Layer(), layer_inputs(2, 5, 6, 9), layer_inputs(3, 7, 4, 13)
     with attention_backend(backend):
@@ -404,8 +434,34 @@ def test_compiled_and_exported_graphs(backend):
         shapes = ({0: batch, 1: height, 2: width}, {0: batch, 1: queries}, {0: batch, 1: queries})
         program = torch.export.export(layer, inputs, dynamic_shapes=shapes)
     torch.testing.assert_close(program.module()(*others), layer(*others))
-    # Programs that know no operator of ours can take what the plain backend leaves.
-    assert ("unept_hf" in str(program.graph)) == (backend != "torch" and KERNEL._missing is None)
+    # Programs that know no operator of ours can take all but what was asked for by name.
+    assert ("unept_hf" in str(program.graph)) == (backend == BACKEND)
+
+
+@needs_kernel
+@pytest.mark.floor
+def test_compiled_graphs_follow_the_choice_of_their_thread():
+    layer, inputs = Layer(), layer_inputs(2, 5, 6, 9)
+    graphs = []
+
+    def keep_graph(graph, example_inputs):
+        graphs.append(str(graph.graph))
+        return graph
+
+    compiled = torch.compile(layer, fullgraph=True, backend=keep_graph)
+
+    def run_thread(backend):
+        with attention_backend(backend):
+            outputs.append(compiled(*inputs))
+
+    outputs = []
+    for backend in (BACKEND, "torch", BACKEND):
+        thread = threading.Thread(target=run_thread, args=(backend,))
+        thread.start()
+        thread.join()
+    assert ["unept_hf" in graph for graph in graphs] == [True, False]
+    torch.testing.assert_close(outputs[1], outputs[0])
+    assert torch.equal(outputs[2], outputs[0])
 
 
 @pytest.mark.floor
@@ -479,7 +535,7 @@ import sys
 sys.modules["unept_hf"] = None
 sys.path.insert(0, {str(tmp_path)!r})
 import torch, deformable_attention as copy
-assert copy._KERNELS == {{"cpu": None, "triton": None}} and copy._backend == "torch"
+assert copy._KERNELS == {{"cpu": None, "triton": None}} and copy._choice.backend == "torch"
 value, location = torch.ones(1, 4, 1, 1), torch.full((1, 1, 1, 1, 1, 2), 0.5)
 print(copy.multi_scale_deformable_attention(value, [(2, 2)], location, torch.ones(1, 1, 1, 1, 1)).item())
 """

@@ -2,6 +2,7 @@
 """Exported files, read by other programs: ONNX Runtime, and torch without unept_hf."""
 
 import importlib.util
+import io
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import unept_hf.export
 from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor, UneptModel
+from unept_hf.boundary import boundary_targets
 from unept_hf.cli import main
 from unept_hf.export import (
     LogitsOnly,
@@ -25,6 +27,7 @@ from unept_hf.export import (
     quantize_onnx,
 )
 from unept_hf.hub import export
+from unept_hf.kernels import cpu
 
 
 # Runs where unept_hf and transformers can not be imported.
@@ -104,6 +107,76 @@ def test_onnx_without_our_function(model):
     pytest.importorskip("onnxscript", reason="needs the extra 'export'")
     program = torch.onnx.export(LogitsOnly(model).eval(), (images(1, 3, 64, 48),), dynamo=True, verbose=False)
     assert {node.domain for node in program.model.graph} == {""}
+
+
+@pytest.mark.parametrize(
+    ("name", "packages"),
+    [("Onnx", ["onnxscript", "onnxruntime"]), ("OpenVINO", ["openvino"])],
+    ids=["onnx", "openvino"],
+)
+def test_exporters_of_transformers(name, packages):
+    """They begin with torch.export, and know no operator of ours."""
+    for package in packages:
+        pytest.importorskip(package)
+    module = pytest.importorskip(
+        f"transformers.exporters.exporter_{name.lower()}", reason="this version of transformers has no exporters"
+    )
+    model, pixel_values = make_model(), images(2, 3, 64, 96)
+    exporter, config = getattr(module, f"{name}Exporter")(), getattr(module, f"{name}Config")()
+    got = exporter.export(model, {"pixel_values": pixel_values}, config=config)(pixel_values=pixel_values)
+    for key, tensor in outputs_of(model, pixel_values).items():
+        torch.testing.assert_close(torch.as_tensor(got[key]), tensor, atol=1e-3, rtol=0)
+
+
+class Logits(torch.nn.Module):
+    """Returns a tuple, which every version of `torch.jit.trace` takes."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs):
+        outputs = self.model(*inputs, return_dict=False)
+        return outputs[:1] if len(inputs) > 1 else outputs
+
+
+# That torch.jit is deprecated is said by all versions from 2.14 on; tracing asks each property of the model.
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning", "ignore:.*deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.floor
+class TestTracing:
+    @pytest.mark.parametrize(
+        ("decoder_self_attention", "training"), [("deformable", False), ("deformable", True), ("dense", False)]
+    )
+    def test_other_sizes(self, decoder_self_attention, training):
+        model = make_model(decoder_self_attention=decoder_self_attention, dropout=0.0, attention_dropout=0.0)
+        model.train(training)
+        buffer = io.BytesIO()
+        with torch.set_grad_enabled(training):
+            torch.jit.save(torch.jit.trace(Logits(model), (images(2, 3, 64, 96),), check_trace=False), buffer)
+        buffer.seek(0)
+        traced = torch.jit.load(buffer)
+        for shape in ((2, 3, 64, 96), (1, 3, 128, 64), (3, 3, 40, 72)):
+            pixel_values = images(*shape)
+            with torch.no_grad():
+                torch.testing.assert_close(traced(pixel_values), Logits(model)(pixel_values), atol=1e-4, rtol=0)
+        if not training:
+            return
+        gradients = []
+        for function, module in ((Logits(model), model), (traced, traced.model)):
+            sum(output.square().mean() for output in function(images(1, 3, 128, 64))).backward()
+            gradients.append({name: parameter.grad for name, parameter in module.named_parameters()})
+        torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-3)
+
+    def test_loss(self):
+        model = make_model(dropout=0.0, attention_dropout=0.0).train()
+        labels = torch.arange(96).div(20, rounding_mode="floor").expand(2, 64, 96).contiguous()
+        with pytest.raises(ValueError, match="pass boundary_map and direction_map"):
+            torch.jit.trace(Logits(model), (images(2, 3, 64, 96), labels))
+        inputs = (images(2, 3, 64, 96), labels, *boundary_targets(labels))
+        traced = torch.jit.trace(Logits(model), inputs, check_trace=False)
+        others = (images(1, 3, 32, 64), *(tensor[:1, 16:48, 20:84] for tensor in inputs[1:]))
+        torch.testing.assert_close(traced(*others), Logits(model)(*others), atol=1e-4, rtol=0)
 
 
 def test_int8(onnx_file, model, tmp_path):
@@ -193,6 +266,12 @@ def test_aot_inductor(model, tmp_path):
     pixel_values = images(1, 3, 64, 96)
     for name, tensor in outputs_of(model, pixel_values).items():
         torch.testing.assert_close(loaded(pixel_values)[name], tensor, atol=1e-3, rtol=0)
+
+
+def test_a_kernel_that_cannot_be_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(cpu, "_missing", "nothing was built")
+    with pytest.raises(RuntimeError, match="'cpu' can not run: nothing was built"):
+        export_torch(make_model(), tmp_path / "model.pt2", keep_kernel=True)
 
 
 def test_differences_are_found(model):

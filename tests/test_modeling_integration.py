@@ -211,8 +211,8 @@ def test_gradient_checkpointing(backbone, decoder_self_attention, use_reentrant)
         return outputs.loss, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
     expected_loss, expected = gradients()
-    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-    assert model.is_gradient_checkpointing
+    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    assert model.is_activation_checkpointing
     loss, actual = gradients()
     torch.testing.assert_close(loss, expected_loss, rtol=0, atol=0)
     for name in expected:
@@ -258,7 +258,7 @@ def test_lora(decoder_self_attention, tmp_path):
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_lora_with_gradient_checkpointing(use_reentrant):
     model = peft.get_peft_model(make_model(), peft.LoraConfig(target_modules=LORA_TARGETS)).train()
-    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
     model.enable_input_require_grads()
     model(**make_batch()).loss.backward()
     for name, parameter in model.named_parameters():

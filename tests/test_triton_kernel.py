@@ -47,6 +47,7 @@ COMMON = (
     "test_operators_keep_their_contract",
     "test_compiled_and_exported_graphs",
     "test_autocast_takes_the_value_and_leaves_the_locations",
+    "test_zero_of_anything_gives_zeros",
 )
 # What is worth the interpreter's time in every run; CI takes the rest too.
 SHORT = (
@@ -57,6 +58,7 @@ SHORT = (
     "test_any_mix_of_dtypes",
     "test_logits_of_any_size",
     "test_deterministic_gradients_do_not_depend_on_the_order_of_the_queries",
+    "test_zero_of_anything_gives_zeros",
     "test_hub_kernel_takes_the_place_of_the_layer_of_transformers",
 )
 needs_triton = pytest.mark.skipif(kernel._missing is not None, reason=str(kernel._missing))

@@ -17,9 +17,10 @@ import importlib
 import os
 import pkgutil
 import re
+import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -42,25 +43,34 @@ if _triton_kernel is not None:
     _AUTOMATIC["cuda"] = "triton"
 # Asked once, because the graph compiler of older versions can not look through the question.
 _AUTOCAST_DEVICES = {name for name in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(name)}
-_backend = os.environ.get("UNEPT_ATTENTION_BACKEND", "auto")
 _said: set[str] = set()
+
+
+class _Choice(threading.local):
+    """The backend of each thread. Not a `ContextVar`, which the graph compiler of older versions can not read."""
+
+    def __init__(self):
+        self.backend = os.environ.get("UNEPT_ATTENTION_BACKEND", "auto")
+
+
+_choice = _Choice()
 
 
 @contextmanager
 def attention_backend(name: str) -> Iterator[None]:
     """
-    Uses one backend for the calls within, in this process.
+    Uses one backend for the calls within, in this thread.
 
     Args:
-        name: "auto", "torch", "cpu" or "triton". A named backend that can not run raises a `RuntimeError` that says
-            why; "auto" takes the kernel of the tensors' device, and plain PyTorch where that can not run.
+        name: "auto", "torch", "cpu" or "triton". A named backend that cannot run raises a `RuntimeError` that says
+            why; "auto" takes the kernel of the tensors' device, and plain PyTorch where that cannot run. Programs of
+            `torch.export` hold plain PyTorch with "auto", and the operator of a kernel that is named.
     """
-    global _backend
-    before, _backend = _backend, name
+    before, _choice.backend = _choice.backend, name
     try:
         yield
     finally:
-        _backend = before
+        _choice.backend = before
 
 
 def _why_not(name, *arguments) -> str | None:
@@ -73,18 +83,20 @@ def _why_not(name, *arguments) -> str | None:
 
 def _choose_kernel(*arguments):
     """The kernel for these tensors, or `None` for plain PyTorch."""
-    value = arguments[0]
-    # ONNX knows no operator of ours. A decomposition would serve it too, but with CI=1 in the environment, Inductor
-    # refuses to call operators that have one.
-    if _backend == "torch" or torch.onnx.is_in_onnx_export():
+    value, backend = arguments[0], _choice.backend
+    # Other formats know no operator of ours, and most exporters begin with torch.export, so that it stays there only
+    # when asked for by name. A decomposition would serve them too, but with CI=1 in the environment, Inductor refuses
+    # to call operators that have one.
+    exporting = torch.compiler.is_exporting() and backend == "auto"
+    if backend == "torch" or exporting or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
         return None
-    name = _AUTOMATIC.get(value.device.type) if _backend == "auto" else _backend
+    name = _AUTOMATIC.get(value.device.type) if backend == "auto" else backend
     if name is None:
         return None
     reason = _why_not(name, *arguments)
     if reason is None:
         return _KERNELS[name]
-    if _backend != "auto":
+    if backend != "auto":
         raise RuntimeError(f"The attention backend {name!r} can not run: {reason}.")
     # No kernel computes in float64, so there is nothing to say about it.
     if reason not in _said and value.dtype != torch.float64 and not torch.compiler.is_compiling():
@@ -120,29 +132,32 @@ def sampling_locations_and_weights(
     dtype = torch.promote_types(reference_points.dtype, torch.float32)
     reference_points = reference_points.to(dtype)
     reference_points = reference_points.expand(batch, queries, levels, 2)[:, :, None, :, None, :]
-    locations = torch.stack(
-        [
-            torch.stack(
-                (
-                    reference_points[:, :, :, level, :, 0] + sampling_offsets[:, :, :, level, :, 0].to(dtype) / width,
-                    reference_points[:, :, :, level, :, 1] + sampling_offsets[:, :, :, level, :, 1].to(dtype) / height,
-                ),
-                dim=-1,
-            )
-            for level, (height, width) in enumerate(spatial_shapes)
-        ],
-        dim=3,
-    )
+    locations = [
+        torch.stack(
+            (
+                reference_points[:, :, :, level, :, 0] + sampling_offsets[:, :, :, level, :, 0].to(dtype) / width,
+                reference_points[:, :, :, level, :, 1] + sampling_offsets[:, :, :, level, :, 1].to(dtype) / height,
+            ),
+            dim=-1,
+        )
+        for level, (height, width) in enumerate(spatial_shapes)
+    ]
+    locations = torch.stack(locations, dim=3) if locations else sampling_offsets.to(dtype)
     weights = attention_logits.flatten(3).to(dtype).softmax(-1).view(batch, queries, heads, levels, points)
     return locations, weights
 
 
 def _plain_attention(value, spatial_shapes, reference_points, positions, scores):
     """Either form in plain PyTorch: the oracle of the kernels."""
-    if reference_points is not None:
-        positions, scores = sampling_locations_and_weights(spatial_shapes, reference_points, positions, scores)
     batch, _, heads, head_dim = value.shape
     queries = positions.shape[1]
+    if not torch.jit.is_tracing() and (value.numel() == 0 or positions.numel() == 0):
+        # The sampler takes nothing empty. The sums of no numbers are there for the gradients, which are zero too.
+        tensors = [tensor for tensor in (value, reference_points, positions, scores) if tensor is not None]
+        nothing = sum(tensor.flatten()[:0].sum().to(value.dtype) for tensor in tensors)
+        return nothing.expand(batch, queries, heads * head_dim).contiguous()
+    if reference_points is not None:
+        positions, scores = sampling_locations_and_weights(spatial_shapes, reference_points, positions, scores)
     dtype = torch.promote_types(torch.promote_types(value.dtype, positions.dtype), torch.float32)
     # Cells that are a level or more away count as zero anyway. Finite numbers keep the sampler defined.
     positions = positions.nan_to_num(nan=-2.0).clamp(-2.0, 3.0)
@@ -228,6 +243,9 @@ def deformable_attention(
 
 
 def _check(value, spatial_shapes, reference_points, positions, scores, names):
+    # What a trace compares becomes a constant, with a warning for each.
+    if torch.jit.is_tracing():
+        return
     tensors = {"value": value, names[0]: positions, names[1]: scores}
     if reference_points is not None:
         tensors["reference_points"] = reference_points
@@ -271,6 +289,31 @@ def _autocast(value):
     return value
 
 
+class SharedContext:
+    """
+    A state of the whole process that several threads want at once: the first user enters it, the last leaves it.
+
+    Args:
+        make: returns the context manager that enters and leaves the state.
+    """
+
+    def __init__(self, make: Callable[[], AbstractContextManager]):
+        self._make, self._users, self._lock = make, 0, threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._context = self._make()
+                self._context.__enter__()
+            self._users += 1
+
+    def __exit__(self, *error) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._context.__exit__(None, None, None)
+
+
 def accelerate_transformers() -> ExitStack:
     """
     Makes the deformable models of transformers use [`multi_scale_deformable_attention`], for all of the process.
@@ -282,7 +325,8 @@ def accelerate_transformers() -> ExitStack:
     D-FINE and DEIMv2 look the operator up when a model is built, so call this first.
 
     Returns:
-        What undoes it: `close()` does, and so does the end of a `with` block.
+        What undoes it: `close()` does, and so does the end of a `with` block. Of several calls, also in several
+        threads, the last to be undone puts transformers' own code back.
 
     Example:
         ```python
@@ -291,7 +335,21 @@ def accelerate_transformers() -> ExitStack:
         ```
     """
     undo = ExitStack()
+    undo.enter_context(_acceleration)
+    return undo
 
+
+@contextmanager
+def _replaced_operators() -> Iterator[None]:
+    with ExitStack() as undo:
+        _replace_operators(undo)
+        yield
+
+
+_acceleration = SharedContext(_replaced_operators)
+
+
+def _replace_operators(undo: ExitStack) -> None:
     def replace(owner, name, function):
         undo.callback(setattr, owner, name, getattr(owner, name))
         setattr(owner, name, function)
@@ -304,7 +362,6 @@ def accelerate_transformers() -> ExitStack:
         if hasattr(module, "multi_scale_deformable_attention_v2"):
             original = module.multi_scale_deformable_attention_v2
             replace(module, "multi_scale_deformable_attention_v2", _function_v2_forward(original))
-    return undo
 
 
 _DEFINITION = re.compile(r"^class MultiScaleDeformableAttention\(|^def multi_scale_deformable_attention", re.M)
@@ -360,7 +417,8 @@ def _pairs(sizes):
 
 
 def _kernel_of_device(*arguments):
-    name = _backend if _backend in _KERNELS else _AUTOMATIC.get(arguments[0].device.type)
+    backend = _choice.backend
+    name = backend if backend in _KERNELS else _AUTOMATIC.get(arguments[0].device.type)
     return _KERNELS[name] if name is not None and _why_not(name, *arguments) is None else None
 
 
@@ -405,6 +463,8 @@ def _reference_gradient(sizes, reference_points, grad_offsets):
         torch.stack((gradient[:, :, level, 0] * width, gradient[:, :, level, 1] * height), dim=-1)
         for level, (height, width) in enumerate(zip(sizes[::2], sizes[1::2]))
     ]
+    if not levels:
+        return torch.zeros_like(reference_points)
     return torch.stack(levels, dim=2).sum_to_size(reference_points.shape)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .deformable_attention import attention_backend
+from .deformable_attention import SharedContext, attention_backend
 from .inference import evaluation_mode
 from .modeling_unept import UneptForSemanticSegmentation
 
@@ -86,8 +86,7 @@ def _written_whole(path: str | os.PathLike, suffix: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporters' remarks on their own workings."""
+def _silence() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in (None, "torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -99,6 +98,9 @@ def _quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels):
                 logger.setLevel(level)
+
+
+_quiet = SharedContext(_silence)  # without the exporters' remarks on their own workings
 
 
 def largest_difference(
@@ -184,7 +186,7 @@ def export_onnx(
         raise ValueError(f"ONNX is exported in float32, but the model is in {model.dtype}: load it in float32.")
     divisor = size_divisor or model.model.size_divisor
     with _written_whole(path, ".onnx") as file:
-        with evaluation_mode(model), attention_backend("torch"), _quiet():
+        with evaluation_mode(model), attention_backend("torch"), _quiet:
             example = _example(model, 2, 8, 6, divisor)
             names = list(LogitsOnly(model)(example))
             program = torch.onnx.export(
@@ -247,7 +249,7 @@ def quantize_onnx(path: str | os.PathLike, quantized_path: str | os.PathLike, *,
     divisor = json.loads(metadata["size_divisor"])
     channels = reference.get_inputs()[0].shape[1]
     with _written_whole(quantized_path, ".onnx") as file:
-        with _quiet():
+        with _quiet:
             quantize_dynamic(
                 path, file, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8
             )
@@ -268,7 +270,9 @@ def quantize_onnx(path: str | os.PathLike, quantized_path: str | os.PathLike, *,
 
 
 def _exported_program(model, size_divisor: int, keep_kernel: bool) -> torch.export.ExportedProgram:
-    with evaluation_mode(model), attention_backend("auto" if keep_kernel else "torch"), _quiet():
+    # By name, because whatever "auto" stands for gives way to plain PyTorch in exports.
+    backend = {"cpu": "cpu", "cuda": "triton"}.get(model.device.type, "torch") if keep_kernel else "torch"
+    with evaluation_mode(model), attention_backend(backend), _quiet:
         program = torch.export.export(
             LogitsOnly(model),
             (_example(model, 2, 8, 6, size_divisor),),
@@ -322,7 +326,7 @@ def export_torch(
     Raises:
         TypeError: for another model.
         ValueError: for a path that does not end in `.pt2`.
-        RuntimeError: when the outputs differ by more than the tolerance.
+        RuntimeError: when the outputs differ by more than the tolerance, or the kernel that is to be kept cannot run.
     """
     _check_model(model)
     divisor = size_divisor or model.model.size_divisor
@@ -360,7 +364,7 @@ def export_aot_inductor(
     divisor = size_divisor or model.model.size_divisor
     with _written_whole(path, ".pt2") as file:
         program = _exported_program(model, divisor, keep_kernel=False)
-        with _quiet():
+        with _quiet:
             torch._inductor.aoti_compile_and_package(program, package_path=str(file))
         loaded = torch._inductor.aoti_load_package(str(file))
         return _verify(model, loaded, divisor, tolerance, "The compiled model's output")

@@ -305,7 +305,8 @@ class UneptMLP(nn.Module):
         return self.fc2(self.dropout(self.activation_fn(self.fc1(hidden_states))))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        if hidden_states.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if hidden_states.device.type != "cpu" or torch.is_grad_enabled() or traced:
             return self._feed_forward(hidden_states)
         # What lies between the two layers is several times as large as the input; in pieces it stays in the cache.
         pieces = hidden_states.flatten(0, -2).split(1024)
@@ -416,6 +417,9 @@ class UneptSpatialBranch(nn.Module):
             features = normalization(convolution(features))
             if index < len(self.convolutions) - 1:
                 features = features.relu()
+        if torch.jit.is_tracing():
+            # A traced graph cannot hold a function of Python. Reshaping makes the gradient contiguous too.
+            return features.flatten(1).view_as(features)
         return ContiguousGradient.apply(features)
 
 
@@ -487,6 +491,18 @@ class UneptPreTrainedModel(PreTrainedModel):
         elif isinstance(module, UneptModel):
             init.normal_(module.level_embed)
             init.normal_(module.query_embeddings)
+
+    if not hasattr(PreTrainedModel, "activation_checkpointing_enable"):
+        # The names of transformers 5.24 and later, for those before. The old ones go with transformers 6.
+        def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None) -> None:
+            self.gradient_checkpointing_enable(activation_checkpointing_kwargs)
+
+        def activation_checkpointing_disable(self) -> None:
+            self.gradient_checkpointing_disable()
+
+        @property
+        def is_activation_checkpointing(self) -> bool:
+            return self.is_gradient_checkpointing
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs):
         super()._set_gradient_checkpointing(enable, *args, **kwargs)
@@ -593,7 +609,8 @@ class UneptModel(UneptPreTrainedModel):
     def interpolate_query_embeddings(self, height: int, width: int) -> Tensor:
         """The learned query embedding for another grid, `(1, hidden_size, height, width)`."""
         # A grid of the trained size is its own interpolation; asking for it would fix an exported graph to that size.
-        if not torch.compiler.is_exporting() and self.query_embeddings.shape[-2:] == (height, width):
+        traced = torch.compiler.is_exporting() or torch.jit.is_tracing()
+        if not traced and self.query_embeddings.shape[-2:] == (height, width):
             return self.query_embeddings
         return F.interpolate(self.query_embeddings, size=(height, width), mode="bicubic", align_corners=False)
 
@@ -820,8 +837,8 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
             )
         if labels.is_floating_point() or labels.dtype == torch.bool:
             raise ValueError(f"{name} has to be of an integer dtype, got {labels.dtype}.")
-        # Reading values would break a compiled graph.
-        if not torch.compiler.is_compiling() and labels.numel() > 0:
+        # Reading values would break a compiled graph, and be a constant of a traced one.
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()) and labels.numel() > 0:
             valid = (labels >= 0) & (labels < num_classes) | (labels == self.config.semantic_loss_ignore_index)
             if not valid.all():
                 remedy = "boundary_targets makes it from the labels"
@@ -899,6 +916,11 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
         if labels is not None:
             labels = labels.long()
             if boundary_logits is not None and boundary_map is None:
+                if torch.jit.is_tracing():
+                    raise ValueError(
+                        "Boundary targets are not computed by PyTorch, so a trace would keep those of its example: "
+                        "pass boundary_map and direction_map (unept_hf.boundary.boundary_targets makes them)."
+                    )
                 boundary_map, direction_map = boundary_targets(
                     labels,
                     ignore_index=self.config.semantic_loss_ignore_index,

@@ -162,10 +162,12 @@ def forward(
 ) -> Tensor:
     """Output `(batch, queries, heads * head_dim)` in the dtype of the value. Arguments: see `unept_hf.kernels`."""
     batch, queries, heads = positions.shape[:3]
-    output = value.new_empty(batch, queries, heads * value.shape[3])
-    if output.numel() > 0:
-        tensors = _prepare(value, reference_points, positions, scores)
-        _run("unept_forward", {**tensors, "output": output}, spatial_shapes)
+    shape = (batch, queries, heads * value.shape[3])
+    if value.numel() == 0 or positions.numel() == 0:
+        return value.new_zeros(shape)
+    output = value.new_empty(shape)
+    tensors = _prepare(value, reference_points, positions, scores)
+    _run("unept_forward", {**tensors, "output": output}, spatial_shapes)
     return output
 
 
@@ -178,16 +180,14 @@ def backward(
     scores: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of value, positions and scores in their dtypes. Arguments: see `unept_hf.kernels`."""
+    if value.numel() == 0 or positions.numel() == 0:
+        return torch.zeros_like(value), torch.zeros_like(positions), torch.zeros_like(scores)
     gradients = {
         "grad_value": torch.empty(value.shape, dtype=value.dtype),
         "grad_positions": torch.empty(positions.shape, dtype=positions.dtype),
         "grad_scores": torch.empty(scores.shape, dtype=scores.dtype),
     }
-    if grad_output.numel() > 0:
-        tensors = _prepare(value, reference_points, positions, scores)
-        grad_output = grad_output.to(value.dtype).contiguous()
-        _run("unept_backward", {**tensors, "grad_output": grad_output, **gradients}, spatial_shapes)
-    else:
-        for gradient in gradients.values():
-            gradient.zero_()
+    tensors = _prepare(value, reference_points, positions, scores)
+    grad_output = grad_output.to(value.dtype).contiguous()
+    _run("unept_backward", {**tensors, "grad_output": grad_output, **gradients}, spatial_shapes)
     return tuple(gradients.values())
