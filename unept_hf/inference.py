@@ -12,6 +12,7 @@ import itertools
 import math
 import numbers
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -306,17 +307,34 @@ class WindowRunner:
         return torch.cat([logits, *(one.to(logits.dtype) for one in maps)], dim=1)
 
 
+# How many evaluate each module at present, and whether it was in training mode before the first of them.
+_evaluated: dict[nn.Module, tuple[int, bool]] = {}
+_evaluated_lock = threading.Lock()
+
+
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Puts a model into evaluation mode without gradients, and each of its modules back into its own mode after."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    """
+    Puts a model into evaluation mode without gradients, and each of its modules back into its own mode after: when
+    the last of those who use it so, in whatever threads, is done.
+    """
+    modules = list(model.modules())
+    with _evaluated_lock:
+        for module in modules:
+            users, training = _evaluated.get(module, (0, module.training))
+            _evaluated[module] = users + 1, training
+        model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        for module in training:
-            module.training = True
+        with _evaluated_lock:
+            for module in modules:
+                users, training = _evaluated.pop(module)
+                if users > 1:
+                    _evaluated[module] = users - 1, training
+                elif training:
+                    module.training = True
 
 
 def mirrored_directions(flip: str | None, device: torch.device) -> Tensor | None:

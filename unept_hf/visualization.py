@@ -9,6 +9,7 @@ pyplot: `figure.savefig(...)` writes them, notebooks show them, and [`figure_to_
 import io
 import math
 import os
+import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -566,11 +567,15 @@ def sampling_points(
 
     inputs = processor(images=pixels, return_tensors="pt", input_data_format="channels_last")
     pixel_values = inputs["pixel_values"].to(base.device, base.dtype)
-    shapes = []
+    shapes, thread = [], threading.get_ident()
+
+    def keep_shape(module, args, output):
+        if threading.get_ident() == thread:  # others may use the model at the same time
+            shapes.append(output.shape[-2:])
+
     with ExitStack() as stack, evaluation_mode(model):
         for projection in base.input_projections:
-            hook = projection.register_forward_hook(lambda module, args, output: shapes.append(output.shape[-2:]))
-            stack.callback(hook.remove)
+            stack.callback(projection.register_forward_hook(keep_shape).remove)
         outputs = base(pixel_values, output_attentions=True)
     # The part of the padded input that the image covers, as (x, y).
     padded = np.array(pixel_values.shape[:1:-1], dtype=np.float64)

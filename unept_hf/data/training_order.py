@@ -6,6 +6,8 @@ all that a checkpoint has to hold.
 """
 
 import itertools
+import os
+import threading
 from collections.abc import Callable, Iterator
 
 import datasets
@@ -103,9 +105,18 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
             yield from (batch[first : first + piece] for first in range(0, share, piece))
 
 
+_generator_lock = threading.RLock()
+# A data loader's worker that is forked meanwhile would wait for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_generator_lock.acquire, after_in_parent=_generator_lock.release, after_in_child=_generator_lock.release
+    )
+
+
 def _augment(augmentation: Augmentation, example: dict, class_list: ClassList, seed: int) -> dict[str, Tensor]:
     image, label_map = decode_example(example, class_list)
-    with torch.random.fork_rng(devices=[]):
+    # All threads share the generator, and torchvision's transforms take no other.
+    with _generator_lock, torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would seed the GPU too, where dropout draws its numbers.
         torch.default_generator.manual_seed(seed)
         return augmentation(image, label_map)
