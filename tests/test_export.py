@@ -125,7 +125,8 @@ def test_exporters_of_transformers(name, packages):
     exporter, config = getattr(module, f"{name}Exporter")(), getattr(module, f"{name}Config")()
     got = exporter.export(model, {"pixel_values": pixel_values}, config=config)(pixel_values=pixel_values)
     for key, tensor in outputs_of(model, pixel_values).items():
-        torch.testing.assert_close(torch.as_tensor(got[key]), tensor, atol=1e-3, rtol=0)
+        # OpenVINO computes in bfloat16 where the processor can.
+        assert (torch.as_tensor(got[key]) - tensor).norm() < (0.05 if name == "OpenVINO" else 1e-4) * tensor.norm()
 
 
 class Logits(torch.nn.Module):

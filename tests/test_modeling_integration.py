@@ -6,6 +6,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+import transformers
 from transformers import (
     AutoModelForSemanticSegmentation,
     ConvNextConfig,
@@ -222,6 +223,21 @@ def test_gradient_checkpointing(backbone, decoder_self_attention, use_reentrant)
 LORA_TARGETS = ["value_proj", "output_proj", "v_proj", "out_proj"]
 
 
+def test_deprecated_uses_fail_tests(deprecations_in_logs):
+    model = make_model()
+    if hasattr(transformers.PreTrainedModel, "activation_checkpointing_enable"):
+        with pytest.raises(FutureWarning, match="gradient_checkpointing_enable"):
+            model.gradient_checkpointing_enable()
+    assert model.config.torch_dtype == model.config.dtype
+    assert any("torch_dtype" in message for message in deprecations_in_logs)
+    deprecations_in_logs.clear()
+
+
+# PEFT asks models by the old name.
+peft_asks = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+@peft_asks
 @pytest.mark.floor
 @pytest.mark.parametrize("decoder_self_attention", ["pointwise", "dense", "deformable"])
 def test_lora(decoder_self_attention, tmp_path):
@@ -254,6 +270,7 @@ def test_lora(decoder_self_attention, tmp_path):
         torch.testing.assert_close(merged(**batch).logits, expected, atol=1e-4, rtol=1e-4)
 
 
+@peft_asks
 @pytest.mark.floor
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_lora_with_gradient_checkpointing(use_reentrant):

@@ -43,6 +43,7 @@ if _triton_kernel is not None:
     _AUTOMATIC["cuda"] = "triton"
 # Asked once, because the graph compiler of older versions can not look through the question.
 _AUTOCAST_DEVICES = {name for name in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(name)}
+_default_backend = os.environ.get("UNEPT_ATTENTION_BACKEND", "auto")
 _said: set[str] = set()
 
 
@@ -50,7 +51,7 @@ class _Choice(threading.local):
     """The backend of each thread. Not a `ContextVar`, which the graph compiler of older versions can not read."""
 
     def __init__(self):
-        self.backend = os.environ.get("UNEPT_ATTENTION_BACKEND", "auto")
+        self.backend = _default_backend
 
 
 _choice = _Choice()
