@@ -6,8 +6,11 @@ error that names the file. They neither crash nor hang.
 The files come from a seed, and are read in a process of their own that is killed when one of them takes too long.
 """
 
+import asyncio
 import base64
+import contextlib
 import faulthandler
+import gzip
 import http.server
 import io
 import json
@@ -17,18 +20,28 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import warnings
 import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import PIL.features
 import PIL.Image
 import pytest
 import torch
 
-from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor, UneptImageProcessorPil
+from unept_hf import (
+    UneptForSemanticSegmentation,
+    UneptImageProcessor,
+    UneptImageProcessorPil,
+    image_processing_pil_unept,
+)
+from unept_hf.image_processing_pil_unept import open_image
 from unept_hf.inference import segment
 
 
@@ -554,30 +567,178 @@ def test_opened_images_name_their_file(processor, tmp_path):
         processor(PIL.Image.new("RGB", (64, 48)), image)
 
 
-def test_addresses(model, processor, tmp_path):
-    (tmp_path / "page.png").write_text("<html>404</html>")
-    PIL.Image.new("RGB", (20, 10)).save(tmp_path / "sound.png")
-    handler = partial(QuietHandler, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+# Addresses
+
+
+@contextlib.contextmanager
+def serving(answer: Callable[[http.server.BaseHTTPRequestHandler], None]) -> Iterator[str]:
+    """A server on this machine, all of whose answers a function writes, and its address."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            with contextlib.suppress(OSError):  # the reader has seen enough
+                answer(self)
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        assert segment(model, processor, f"{address}/sound.png").label_map.shape == (10, 20)
-        for name in ("page.png", "gone.png"):
-            said = "is no image file" if name == "page.png" else "can not be fetched: the server answers 404"
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+def send(handler, content: bytes, status: int = 200, **headers: str) -> None:
+    headers = {"Content-Length": str(len(content))} | {name.replace("_", "-"): it for name, it in headers.items()}
+    handler.send_response(status)
+    for name, value in headers.items():
+        handler.send_header(name, value)
+    handler.end_headers()
+    handler.wfile.write(content)
+
+
+@pytest.fixture
+def online(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+
+
+SOUND = encode("png", random.Random(0), 20, 10)
+
+
+@pytest.mark.usefixtures("online")
+def test_addresses(model, processor):
+    answers = {
+        "/sound.png": partial(send, content=SOUND),
+        "/page.png": partial(send, content=b"<html>404</html>"),
+        "/moved.png": partial(send, content=b"moved", status=302, Location="sound.png"),
+    }
+    missing = partial(send, content=b"", status=404)
+    with serving(lambda handler: answers.get(handler.path, missing)(handler)) as address:
+        for name in ("sound.png", "moved.png"):
+            assert segment(model, processor, f"{address}/{name}").label_map.shape == (10, 20)
+        wrong = {"page.png": "is no image file", "gone.png": "cannot be fetched (the server answers 404 Not Found)"}
+        for name, said in wrong.items():
             for error in errors_of(model, processor, f"{address}/{name}"):
                 assert str(error).startswith(f"{address}/{name} {said}")
-        server.shutdown()
     for error in errors_of(model, processor, f"{address}/sound.png"):  # nobody answers any more
-        assert str(error).startswith(f"{address}/sound.png can not be fetched (")
-    data = f"data:image/png;base64,{base64.b64encode((tmp_path / 'sound.png').read_bytes()).decode()}"
+        assert str(error).startswith(f"{address}/sound.png cannot be fetched (ConnectError: ")
+    data = f"data:image/png;base64,{base64.b64encode(SOUND).decode()}"
     assert segment(model, processor, data).label_map.shape == (10, 20)
     for error in errors_of(model, processor, data[:40] + "A" * 10002):
         assert str(error).startswith("data:image/png;base64 is no image file")
 
 
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *arguments):
-        pass
+def send_forever(handler) -> None:
+    """More and more bytes, of which the headers say nothing."""
+    handler.send_response(200)
+    handler.end_headers()
+    while True:
+        handler.wfile.write(bytes(1000))
+
+
+def drip(handler, beginning: bytes) -> None:
+    """A byte now and then."""
+    handler.wfile.write(beginning)
+    while True:
+        handler.wfile.write(b"a")
+        time.sleep(0.05)
+
+
+def redirect(handler, location: str) -> None:
+    send(handler, b"", 302, Location=location)
+
+
+def redirect_with_much_to_say(handler) -> None:
+    handler.send_response(302)
+    handler.send_header("Location", "/other")
+    handler.end_headers()
+    while True:
+        handler.wfile.write(bytes(1000))
+
+
+HOSTILE = {
+    "endless": (send_forever, "it has more than the 100000 bytes that are read: make it smaller"),
+    "large": (partial(send, content=bytes(100001)), "it has more than the 100000 bytes that are read"),
+    "shorter than it says": (partial(send, content=SOUND, Content_Length="99999"), "RemoteProtocolError: .*complete"),
+    "packed": (
+        partial(send, content=gzip.compress(bytes(10**6)), Content_Encoding="gzip"),
+        "the server sends it compressed, as gzip: download and unpack it first",
+    ),
+    "packed error": (partial(send, content=b"?", status=404, Content_Encoding="gzip"), "the server answers 404"),
+    "dripping content": (partial(drip, beginning=b"HTTP/1.0 200 OK\r\n\r\n"), "takes longer than 0.5 seconds"),
+    "dripping headers": (partial(drip, beginning=b"HTTP/1.0 200 OK\r\nName: "), "takes longer than 0.5 seconds"),
+    "silent": (lambda handler: time.sleep(2), "takes longer than 0.5 seconds"),
+    "round and round": (partial(redirect, location="/"), "the server redirects more than 10 times"),
+    "talkative redirects": (redirect_with_much_to_say, "the server redirects more than 10 times"),
+    "to a file": (partial(redirect, location="file:///etc/hostname"), "UnsupportedProtocol: .*"),
+    "to nowhere": (lambda handler: send(handler, b"", 302), "the server answers 302 Found"),
+    "no HTTP": (lambda handler: handler.wfile.write(b"hello\r\n\r\n"), "RemoteProtocolError: .*"),
+}
+
+
+@pytest.mark.usefixtures("online")
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_servers(monkeypatch, name):
+    monkeypatch.setattr(image_processing_pil_unept, "DOWNLOAD_BYTES", 100_000)
+    answer, message = HOSTILE[name]
+    if "0.5 seconds" in message:
+        monkeypatch.setattr(image_processing_pil_unept, "DOWNLOAD_SECONDS", 0.5)
+    with (
+        serving(answer) as address,
+        pytest.raises(OSError, match=rf"^{address}/a\.png cannot be fetched \((the server )?{message}.*\)\.$"),
+    ):
+        open_image(f"{address}/a.png")
+
+
+@pytest.mark.usefixtures("online")
+def test_more_than_the_server_says_is_not_read(processor):
+    with (
+        serving(partial(send, content=SOUND, Content_Length=str(len(SOUND) - 80))) as address,
+        pytest.raises(OSError, match=r"can not be read, because it is damaged or unusual \(.*truncated"),
+    ):
+        processor(address)
+
+
+def test_nothing_is_fetched_offline(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with serving(partial(send, content=SOUND)) as address, pytest.raises(OSError, match="HF_HUB_OFFLINE"):
+        open_image(address)
+
+
+@pytest.mark.usefixtures("online")
+def test_addresses_in_an_event_loop(processor):
+    async def read():
+        return processor(address)["image_sizes"]
+
+    with serving(partial(send, content=SOUND)) as address:
+        assert asyncio.run(read()) == [(32, 64)]
+
+
+@pytest.mark.usefixtures("online")
+def test_threads_read_the_same(tmp_path):
+    """Sound and damaged files and addresses, read at the same time with different options."""
+    processors = make_processors()
+    files = [make_file(tmp_path, 3, index)[0] for index in range(24)]
+
+    def read(source, name, **options):
+        try:
+            return processors[name](source, return_tensors="np", **options)["pixel_values"].tobytes()
+        except (OSError, ValueError) as error:
+            return str(error)
+
+    with serving(partial(send, content=SOUND)) as address:
+        tasks = [
+            partial(read, source, name, **options)
+            for source in [*files, address]
+            for name in processors
+            for options in ({}, {"do_resize": False}, {"resample": PIL.Image.Resampling.LANCZOS})
+        ]
+        expected = [task() for task in tasks]
+        with ThreadPoolExecutor(8) as threads:
+            assert [task.result() for task in [threads.submit(task) for task in tasks]] == expected
+    assert {type(result) for result in expected} == {bytes, str}
 
 
 if __name__ == "__main__":

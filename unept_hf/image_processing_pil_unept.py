@@ -4,21 +4,20 @@ Image processor of UN-EPT on PIL and NumPy, and what the torchvision one shares 
 read, checked and sized. The shared part lives here because this file works without torchvision.
 """
 
+import asyncio
 import base64
 import contextlib
-import http.client
 import io
 import os
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
+from huggingface_hub import get_async_session
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.feature_extraction_utils import BatchFeature
@@ -41,8 +40,12 @@ from .post_processing_unept import post_process_semantic_segmentation
 
 logger = logging.get_logger(__name__)
 
-DOWNLOAD_SECONDS = 60  # without an answer
-RESERVED_CHARACTERS = ":/?#[]@!$&'()*+,;="  # that have a meaning in addresses (RFC 3986)
+# Limits on what is read from an address.
+DOWNLOAD_BYTES = 256 * 2**20
+DOWNLOAD_SECONDS = 120  # in all, from looking up the host to the last byte
+DOWNLOAD_REDIRECTS = 10
+COMPRESSED = ("br", "compress", "deflate", "gzip", "x-gzip", "zstd")  # content encodings
+
 LONGEST_SIDE = 2**20  # in pixels. Resizing a longer line of pixels takes gigabytes.
 CHUNK_PIXELS = 2**22  # converted at once
 
@@ -74,29 +77,63 @@ def reading(name: str) -> Iterator[None]:
         raise OSError(f"{name} can not be read, because it is damaged or unusual ({reason}).") from error
 
 
-def fetch(address: str) -> bytes:
+async def download(address: str) -> io.BytesIO:
     """
-    What is at an address of the web.
+    What is at an address, in at most `DOWNLOAD_BYTES`.
 
     Raises:
-        OSError: when the server can not be reached, or answers with an error.
+        OSError: for too many bytes or redirects, and for answers that are an error or compressed. Says only why.
     """
-    # Spaces and letters beyond ASCII, as browsers send them.
-    quoted = urllib.parse.quote(address, safe="%" + RESERVED_CHARACTERS)
-    request = urllib.request.Request(quoted, headers={"User-Agent": "unept-hf"})
+    async with get_async_session() as session:
+        # The Hub's hook reads the body of an error, however far it unpacks.
+        session.event_hooks = {**session.event_hooks, "response": []}
+        headers = {"User-Agent": "unept-hf", "Accept-Encoding": "identity"}
+        # The client itself would read the bodies of redirects, of any length.
+        for _ in range(DOWNLOAD_REDIRECTS + 1):
+            async with session.stream("GET", address, headers=headers, follow_redirects=False) as answer:
+                if answer.next_request is not None:
+                    address = answer.next_request.url
+                    continue
+                if not answer.is_success:
+                    raise OSError(f"the server answers {answer.status_code} {answer.reason_phrase}")
+                encoding = answer.headers.get("Content-Encoding", "")
+                if encoding.lower() in COMPRESSED:  # a few bytes could unpack to any number
+                    raise OSError(f"the server sends it compressed, as {encoding}: download and unpack it first")
+                content = io.BytesIO()
+                async for chunk in answer.aiter_raw():
+                    if content.tell() + len(chunk) > DOWNLOAD_BYTES:
+                        raise OSError(f"it has more than the {DOWNLOAD_BYTES} bytes that are read: make it smaller")
+                    content.write(chunk)
+                content.seek(0)
+                return content
+    raise OSError(f"the server redirects more than {DOWNLOAD_REDIRECTS} times")
+
+
+def fetch(address: str) -> io.BytesIO:
+    """
+    [`download`] in at most `DOWNLOAD_SECONDS`, however slowly the server sends headers or content.
+
+    Raises:
+        OSError: when the address cannot be read within the limits.
+    """
     try:
-        with urllib.request.urlopen(request, timeout=DOWNLOAD_SECONDS) as answer:
-            return answer.read()
-    except urllib.error.HTTPError as error:
-        raise OSError(f"{address} can not be fetched: the server answers {error.code} {error.reason}.") from error
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise OSError(f"{address} can not be fetched ({type(error).__name__}: {error}).") from error
+        # In a thread of its own, because the caller's may run an event loop, as in notebooks and servers.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, asyncio.wait_for(download(address), DOWNLOAD_SECONDS)).result()
+    except asyncio.TimeoutError as error:
+        reason = f"the server takes longer than {DOWNLOAD_SECONDS} seconds"
+        raise OSError(f"{address} cannot be fetched ({reason}).") from error
+    except Exception as error:
+        reason = str(error) if type(error) is OSError else f"{type(error).__name__}: {error}"
+        raise OSError(f"{address} cannot be fetched ({reason}).") from error
 
 
 def open_image(source: "str | os.PathLike") -> PIL.Image.Image:
     """
     Opens an image file, or fetches one from an address (`http://`, `https://` or `data:image/`). It keeps its palette,
-    alpha channel and bit depth.
+    alpha channel and bit depth. Addresses are read through `huggingface_hub`'s asynchronous session, within the limits
+    of this module's `DOWNLOAD_BYTES`, `DOWNLOAD_SECONDS` and `DOWNLOAD_REDIRECTS`, and not at all with
+    `HF_HUB_OFFLINE=1`.
 
     Raises:
         FileNotFoundError, IsADirectoryError: when there is no such file.
@@ -105,7 +142,7 @@ def open_image(source: "str | os.PathLike") -> PIL.Image.Image:
     """
     source = os.fspath(source)
     if source.startswith(("http://", "https://")):
-        file = io.BytesIO(fetch(source))
+        file = fetch(source)
     elif source.startswith("data:image/"):
         source, _, content = source.partition(",")
         with reading(source):
