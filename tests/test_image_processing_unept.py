@@ -3,18 +3,25 @@
 
 import json
 import logging
+import math
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torch.nn import functional as F
+from torchvision.transforms import InterpolationMode
 from transformers import AutoImageProcessor
+from transformers.image_utils import ChannelDimension
 from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.utils import TensorType
 
 import unept_hf
 from unept_hf import boundary, post_processing_unept
@@ -112,6 +119,7 @@ def test_size_given_otherwise(processor):
         ({"do_center_crop": True, "crop_size": 16}, "do_center_crop"),
         ({"pad_size": {"height": 100, "width": 128}}, "pad_size.*size_divisor=16"),
         ({"pad_size": {"height": 16, "width": 128}}, "pad_size.*smaller"),
+        ({"pad_size": {"shortest_edge": 96}}, "pad_size.*pass {'height', 'width'}"),
         ({"do_resize": False, "do_pad": False}, r"\(20, 40\).*do_pad=True"),
     ],
 )
@@ -355,7 +363,7 @@ def test_ambiguous_layout_can_be_named(processor):
     ("images", "message"),
     [
         (np.full((8, 8, 3), np.nan, np.float32), r"images\[0\].*NaN"),
-        (np.full((8, 8, 3), 765.0), r"images\[0\] holds floating point numbers in \[765, 765\].* from \[0, 255\]"),
+        (np.full((8, 8, 3), 765.0), r"images\[0\] holds floating point numbers in \[765, 765\]"),
         ([RGB, np.full((8, 8, 3), np.inf)], r"images\[1\].*infinite"),
         (np.zeros((8, 8, 2), np.uint8), r"\(8, 8, 2\).*channels"),
         (torch.zeros(5, 8, 8), r"\(5, 8, 8\).*channels"),
@@ -404,6 +412,82 @@ def test_rescaling_twice_warns_once(processor, caplog):
     assert not caplog.records
     expected = processor(RGB.astype(np.float32), return_tensors="pt")
     torch.testing.assert_close(scaled["pixel_values"], expected["pixel_values"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "rescale", "normalize"),
+    [
+        (-2.12, 2.64, True, True),
+        (-2.12, 2.64, False, True),  # would be normalized twice
+        (-2.12, 2.64, True, False),
+        (-1, 1, True, True),
+        (-0.1, 2.64, True, True),  # a bright image
+        (-2.12, -0.5, True, True),  # a dark one
+        (-0.01, 1, False, True),
+        (-1, 200, True, True),
+        (0, 257, True, True),
+        (0, 4095, True, True),
+        (0, 4095, False, True),
+    ],
+)
+def test_numbers_that_can_not_be_pixels(processor, low, high, rescale, normalize):
+    image = np.interp(RGB, (RGB.min(), RGB.max()), (low, high)).astype(np.float32)
+    for kind in (np.asarray, torch.from_numpy, lambda array: Image.fromarray(array.reshape(16, -1))):
+        with pytest.raises(ValueError, match=r"images\[0\] holds .* pass do_rescale=False and do_normalize=False"):
+            processor(kind(image), do_rescale=rescale, do_normalize=normalize)
+    kwargs = {"do_rescale": False, "do_normalize": False, "do_resize": False}
+    assert np.array_equal(read_pixels(processor, image, **kwargs), image)
+
+
+def test_numbers_that_can_be_pixels(processor, caplog):
+    """A little overshoot is clipped, and 1 / rescale_factor is the maximum where it is more than 255."""
+    logging.Logger.warning_once.cache_clear()
+    image = RGB.astype(np.float32)
+    kwargs = {"do_normalize": True, "image_mean": 0.0, "image_std": 1.0, "do_rescale": True}
+    expected = read_pixels(processor, image, **kwargs)
+    over = image.copy()
+    over[0, 0], over[0, 1] = -0.2, 255.2
+    clipped = image.copy()
+    clipped[0, 0], clipped[0, 1] = 0, 255
+    np.testing.assert_allclose(read_pixels(processor, over, **kwargs), clipped / 255, atol=1e-6)
+    wide = read_pixels(processor, image * 257, rescale_factor=1 / 65535, **kwargs)
+    np.testing.assert_allclose(wide, expected, atol=1e-5)
+    scaled = read_pixels(processor, image / 255 - np.float32(1e-3) * (image == 0), **kwargs | {"do_rescale": False})
+    np.testing.assert_allclose(scaled, expected, atol=1e-6)
+    assert not caplog.records
+
+
+def test_bright_normalized_images_warn(processor, caplog):
+    logging.Logger.warning_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        processor(((RGB / 255 - 0.45) / 0.225).clip(0))
+    assert "do_normalize=False" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, "I;16"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_fewer_than_16_bits_warn(processor, caplog, bits, dtype):
+    values = np.linspace(0, 2**bits - 1, 16 * 32).astype(np.uint16).reshape(16, 32)
+    image = Image.fromarray(values) if dtype == "I;16" else values.astype(dtype)
+    logging.Logger.warning_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        processor(image)
+    if bits == 16 or (bits == 8 and dtype == np.int32):  # eight bits in a type that says nothing are eight bits
+        assert not caplog.records
+    else:
+        assert f"has {bits} bits, shift it to the left by {16 - bits}: image << {16 - bits}" in caplog.text
+        pixels = read_pixels(processor, values << (16 - bits))
+        assert np.abs(pixels[..., 0] - values / (2**bits - 1) * 255).max() <= 1.01
+
+
+def test_dark_images_of_16_bits_do_not_warn(processor, caplog):
+    """8 bits that were stretched to 16, and 14, 12 or 10 that were shifted, are what they seem to be."""
+    logging.Logger.warning_once.cache_clear()
+    dark = (GRAY // 16).astype(np.uint16)
+    with caplog.at_level(logging.WARNING):
+        for image in (dark * 257, dark << 6, dark * 0):
+            processor(image)
+    assert not caplog.records
 
 
 # --- Label maps
@@ -517,6 +601,189 @@ def test_backends_agree(dtype):
     assert (pixels[0] - pixels[1]).abs().mean() <= 5e-3
 
 
+NOISE = np.random.default_rng(0).integers(0, 256, (45, 61, 3), dtype=np.uint8)
+PICTURES = {"smooth": photo(45, 61), "noise": NOISE, "enlarged": NOISE[:9, :13], "float": NOISE.astype(np.float32)}
+PICTURES |= {"rgba": np.dstack([NOISE, photo(45, 61)[..., 0]]), "gray": NOISE[..., 0]}
+FILTERS = list(Image.Resampling)
+
+# What may be given for each option, and what may not.
+GOOD = {
+    "do_resize": [True, False, None],
+    "size": [
+        48, (48, 64), [48, 64], {"height": 48, "width": 64}, {"shortest_edge": 48},
+        {"shortest_edge": 48, "longest_edge": 64}, {"shortest_edge": 64, "longest_edge": 48},
+    ],
+    "default_to_square": [True, False, None],
+    "resample": [*FILTERS, *map(int, FILTERS), InterpolationMode.BICUBIC],
+    "do_rescale": [True],
+    "rescale_factor": [1 / 255, 1 / 300, 1e-30],
+    "do_normalize": [True, False, None],
+    "image_mean": [0.5, [0.1, 0.2, 0.3], (0.1, 0.2, 0.3), -0.5],
+    "image_std": [0.5, [0.1, 0.2, 0.3], (0.1, 0.2, 0.3)],
+    "do_pad": [True],
+    "pad_size": [96, (96, 112), {"height": 96, "width": 112}, None],
+    "size_divisor": [1, 8, 16],
+    "do_center_crop": [False, None],
+    "crop_size": [16, {"height": 16, "width": 16}, None],
+    "do_convert_rgb": [True],
+    "do_reduce_labels": [True, False, None],
+    "ignore_index": [255, 0, -100, 300],
+    "do_boundary_targets": [True, False, None],
+    "data_format": ["channels_first", ChannelDimension.FIRST, None],
+    "input_data_format": ["channels_last", ChannelDimension.LAST, None],
+    "return_tensors": ["pt", "np", None, TensorType.PYTORCH, TensorType.NUMPY],
+    "device": ["cpu", torch.device("cpu"), None],
+    "disable_grouping": [True, False, None],
+    "image_seq_length": [3, None],
+}  # fmt: skip
+BAD = {
+    "do_resize": ["yes"],
+    "size": [
+        0, -16, True, 48.0, "48", None, (64,), (32, 48, 64), (48.0, 64.0), {}, {"foo": 3}, {"height": 48},
+        {"height": 0, "width": 16}, {"height": -16, "width": 16}, {"height": 48.0, "width": 64.0},
+        {"shortest_edge": -48}, {"shortest_edge": 48.5}, {"shortest_edge": 48, "longest_edge": 0},
+        {"longest_edge": 64}, {"max_height": 48, "max_width": 64}, {"min_pixels": 1000, "max_pixels": 4000},
+    ],
+    "resample": [-1, 99, None, "bilinear", [2], InterpolationMode.NEAREST],
+    "do_rescale": ["yes"],
+    "rescale_factor": [0.0, -1.0, math.inf, math.nan, None, "x", [1.0]],
+    "do_normalize": ["yes"],
+    "image_mean": [[], [0.1, 0.2], [0.5], math.nan, [math.inf] * 3, None, "x", [[0.1, 0.2, 0.3]]],
+    "image_std": [[], [0.1, 0.2], [0.5], math.nan, [math.inf] * 3, None, "x", 0.0, [0.0, 1.0, 1.0], -0.5],
+    "do_pad": ["yes"],
+    "pad_size": [0, -16, 97, (96, 112, 3), {"height": 96}, {"shortest_edge": 96}, {"height": 96.0, "width": 112}],
+    "size_divisor": [0, -1, 1.5, None, "16"],
+    "do_center_crop": [True],
+    "crop_size": ["x", (1, 2, 3)],
+    "do_convert_rgb": ["yes"],
+    "do_reduce_labels": ["yes"],
+    "ignore_index": [1.5, "x", None],
+    "do_boundary_targets": ["yes"],
+    "data_format": ["channels_last", ChannelDimension.LAST, "first", 3],
+    "input_data_format": ["first", "none", 3],
+    "return_tensors": ["tf", "mlx", 1],
+    "device": ["gpu", "cuda:99", "cuda:-1", -1],
+    "disable_grouping": ["yes"],
+    "default_to_square": ["yes"],
+    "image_seq_length": ["x"],
+}  # fmt: skip
+# Those that are also checked where a class or its file gives them. The others may hold anything there.
+ALWAYS_CHECKED = {
+    "size", "resample", "rescale_factor", "image_mean", "image_std", "pad_size", "crop_size", "size_divisor",
+    "ignore_index", "data_format", "input_data_format", "do_center_crop", "device",
+}  # fmt: skip
+
+
+def pairs_of(options: dict[str, list]):
+    return [pytest.param(name, value, id=f"{name}-{value}") for name, values in options.items() for value in values]
+
+
+def assert_backends_agree(pictures, options: dict, of_class: dict | None = None, tolerance: float = 0.05):
+    """Compares what both image processors make of pictures, one after the other, on the scale of the results."""
+    options = {"return_tensors": "pt"} | options
+    size = {"size": {"shortest_edge": 32, "longest_edge": 128}} | (of_class or {})
+    processors = [backend(**size) for backend in CLASSES.values()]
+    for name in pictures:
+        picture = PICTURES[name]
+        labels = blocks(*picture.shape[:2])
+        inputs, others = (processor(picture, labels, **options) for processor in processors)
+        assert inputs.keys() == others.keys()
+        for key, values in inputs.items():
+            for value, other in zip(values, others[key]):
+                value, other = torch.as_tensor(value), torch.as_tensor(other)
+                assert value.shape == other.shape and value.dtype == other.dtype, (name, key)
+                atol = tolerance if key == "pixel_values" else 0
+                assert value.isfinite().all(), (name, key)
+                assert (value - other).abs().max() <= atol, (name, key)
+
+
+def test_every_option_is_compared():
+    assert GOOD.keys() == BAD.keys() == UneptImageProcessor.valid_kwargs.__annotations__.keys()
+
+
+@pytest.mark.parametrize(("name", "value"), pairs_of(GOOD))
+def test_options_mean_the_same(name, value):
+    pytest.importorskip("edt")
+    pictures = ["smooth"] if name in ("data_format", "input_data_format") else PICTURES
+    pictures = [one for one in pictures if name != "input_data_format" or PICTURES[one].ndim == 3]
+    assert_backends_agree(pictures, {name: value})
+    if value is not None and name not in ("return_tensors", "device"):
+        assert_backends_agree(pictures, {}, {name: value})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_rescale": False},
+        {"do_rescale": None},
+        {"do_rescale": False, "do_normalize": False},
+        {"rescale_factor": 1.0, "do_normalize": False},
+        {"rescale_factor": 2.0, "image_mean": 100.0, "image_std": 3.0},
+        {"do_rescale": False, "rescale_factor": None},
+        {"do_normalize": False, "image_mean": None, "image_std": None},
+    ],
+    ids=str,
+)
+def test_options_mean_the_same_on_the_scale_of_8_bits(options):
+    """Where pixels are not rescaled, the rounding of one is as large as their unit in the results."""
+    unit = options.get("rescale_factor") or 1.0
+    std = 1.0 if options.get("do_normalize") is False else np.min(options.get("image_std", 0.224))
+    assert_backends_agree(PICTURES, options, tolerance=1.05 * unit / std)
+
+
+@pytest.mark.parametrize(
+    "options", [{"rescale_factor": 2}, {"image_mean": [1, 2, 3]}, {"image_std": [1, 2, 3]}], ids=str
+)
+def test_whole_numbers_of_a_file(options):
+    """Configurations hold 1 for 1.0."""
+    floats = {name: float(it) if isinstance(it, int) else [*map(float, it)] for name, it in options.items()}
+    for backend in CLASSES.values():
+        pixels, expected = (
+            backend(**each, do_resize=False)(RGB, return_tensors="pt")["pixel_values"] for each in (options, floats)
+        )
+        assert torch.equal(pixels, expected)
+
+
+def test_numbers_in_arrays():
+    for kind in (np.array, torch.tensor):
+        assert_backends_agree(["noise"], {}, {"image_mean": kind([0.1, 0.2, 0.3]), "image_std": kind([0.5, 0.6, 0.7])})
+
+
+@pytest.mark.parametrize(("name", "value"), pairs_of(BAD))
+def test_bad_options_are_refused_alike(name, value):
+    def refuse(make, options):
+        with pytest.raises(ValueError) as caught:
+            make()("there is no such file", **{"return_tensors": "pt"} | options)
+        return str(caught.value)
+
+    messages = {refuse(backend, {name: value}) for backend in CLASSES.values()}
+    assert len(messages) == 1
+    if name in ALWAYS_CHECKED and value is not None:  # which stands for the default there
+        assert len({refuse(partial(backend, **{name: value}), {}) for backend in CLASSES.values()}) == 1
+
+
+def test_numpy_arrays_are_on_no_device():
+    for backend in CLASSES.values():
+        with pytest.raises(ValueError, match="return_tensors='pt'"):
+            backend()("there is no such file", device="meta", return_tensors="np")
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=500, derandomize=True)
+@given(data=st.data())
+def test_combined_options_mean_the_same(data):
+    options = {}
+    for name, values in GOOD.items():
+        values = [value for value in values if value is not None or name in ("pad_size", "crop_size")]
+        if data.draw(st.booleans()):
+            options[name] = data.draw(st.sampled_from(values), label=name)
+    if options.get("do_resize", True) and options.get("size_divisor") == 1:
+        options.pop("pad_size", None)
+    name = data.draw(st.sampled_from(["smooth", "noise", "enlarged", "float", "rgba"]))
+    std = np.min(options.get("image_std", 0.224)) if options.get("do_normalize", True) else 1.0
+    assert_backends_agree([name], options, tolerance=max(0.05, 1.05 * options.get("rescale_factor", 1 / 255) / std))
+
+
 def test_grouping_changes_nothing():
     images = [photo(40, 60, 1), photo(60, 40, 2), photo(40, 60, 3)]
     processor = UneptImageProcessor(size={"shortest_edge": 32})
@@ -527,10 +794,11 @@ def test_grouping_changes_nothing():
 def test_devices():
     """Everything goes to `device`. The meta device stands for an accelerator where there is none."""
     device = "cuda" if torch.cuda.is_available() else "meta"
-    inputs = UneptImageProcessor()(
-        photo(32, 32), blocks(32, 32), do_resize=device == "cuda", device=device, return_tensors="pt"
-    )
-    assert {inputs[name].device.type for name in ("pixel_values", "labels")} == {device}
+    for backend in CLASSES.values():
+        inputs = backend()(
+            photo(32, 32), blocks(32, 32), do_resize=device == "cuda", device=device, return_tensors="pt"
+        )
+        assert {value.device.type for value in inputs.values()} == {device}
 
 
 @pytest.mark.parametrize("backend", CLASSES)

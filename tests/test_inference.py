@@ -4,6 +4,7 @@
 import http.server
 import itertools
 import json
+import logging
 import subprocess
 import sys
 import threading
@@ -310,11 +311,37 @@ class TestInputs:
         unscaled = UneptImageProcessor(size=processor.size, do_rescale=False)
         assert torch.equal(segment(model, unscaled, array / 255).label_map, expected)
         assert segment(model, processor, np.zeros((60, 90))).label_map.shape == (60, 90)
+        bright = (array / 255 - np.array(processor.image_mean)) / np.array(processor.image_std)
         ranges = {r"\[0, 0\.9": array / 255, r"\[-1, 0\.": array / 128 - 1, r"\[0, 7": array * 3}
-        ranges[r"\[-128, 1"] = array - 128
+        ranges |= {r"\[-128, 1": array - 128, r"\[-2\.1\d*, 2\.": bright, r"\[0, 2\.": bright.clip(0)}
         for limits, wrong in ranges.items():
-            with pytest.raises(ValueError, match=rf"image holds .* numbers in {limits}.* from \[0, 255\]: "):
+            with pytest.raises(ValueError, match=rf"image holds .* numbers in {limits}.* do_normalize=False"):
                 segment(model, processor, wrong)
+
+    def test_normalized_images(self, model, processor):
+        array = np.array(scene(72, 96)).astype(np.float32)
+        mean, std = np.array(processor.image_mean), np.array(processor.image_std)
+        normalized = (array / 255 - mean) / std
+        half, plain = (
+            UneptImageProcessor(size=processor.size, do_rescale=False, do_normalize=do_normalize)
+            for do_normalize in (True, False)
+        )
+        with pytest.raises(ValueError, match="do_rescale=False and do_normalize=False"):
+            segment(model, half, normalized)
+        expected = segment(model, processor, array).label_map
+        assert (segment(model, plain, normalized).label_map == expected).float().mean() > 0.999
+
+    def test_sharp_filters_leave_no_range(self, model, caplog):
+        """Cubic filters overshoot at edges, and dark windows look as if they were in another range."""
+        processor = UneptImageProcessor(size={"height": 72, "width": 160}, resample=Image.Resampling.BICUBIC)
+        array = np.zeros((40, 80, 3), np.uint8)
+        array[::2, ::2], array[:, 60:] = 255, 0
+        assert array.std() > 50
+        logging.Logger.warning_once.cache_clear()
+        for image in (array.astype(np.float32), array - np.float32(0.1)):
+            label_map = segment(model, processor, image, **SLIDE).label_map
+            assert (label_map == segment(model, processor, array, **SLIDE).label_map).float().mean() > 0.99
+        assert not [record for record in caplog.records if "rescale" in record.getMessage()]
 
     def test_16_bit_windows_are_scaled_like_the_image(self, model, processor):
         # Only one corner is bright enough to tell that there are 16 bits.

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import contextlib
 import io
+import numbers
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 from huggingface_hub import get_async_session
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.feature_extraction_utils import BatchFeature
@@ -30,6 +32,7 @@ from transformers.image_utils import (
     PILImageResampling,
     SizeDict,
     infer_channel_dimension_format,
+    torch_pil_interpolation_mapping,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
@@ -45,6 +48,10 @@ DOWNLOAD_BYTES = 256 * 2**20
 DOWNLOAD_SECONDS = 120  # in all, from looking up the host to the last byte
 DOWNLOAD_REDIRECTS = 10
 COMPRESSED = ("br", "compress", "deflate", "gzip", "x-gzip", "zstd")  # content encodings
+
+# How far floating point numbers may leave the range of pixels, as a part of it: what resizing and rounding add.
+OVERSHOOT = 1e-3
+WHITE_NORMALIZED = 2.7  # just above what ImageNet's mean and standard deviation make of white
 
 LONGEST_SIDE = 2**20  # in pixels. Resizing a longer line of pixels takes gigabytes.
 CHUNK_PIXELS = 2**22  # converted at once
@@ -192,7 +199,10 @@ def scale_to_8_bit(pixels: Tensor, name: str) -> Tensor:
     """
     Brings pixels of any dtype to uint8 in [0, 255], or to float32 with their values unchanged.
 
-    Booleans become 0 and 255. Integers that need 16 bits are divided by 257, which takes 65535 to 255.
+    Booleans become 0 and 255. Integers that need 16 bits are divided by 257, which takes 65535 to 255. There is a
+    warning when they look like those of a camera with 10, 12 or 14 bits, or like 8 bits in a wider type, and come out
+    dark: none is as high as 2**14, and they are neither those of 8 bits stretched to 16 (multiples of 257) nor shifted
+    to the upper bits (multiples of 4). A dark image of full 16 bits cannot be told apart from these, and warns too.
     """
     if pixels.dtype == torch.uint8:
         return pixels
@@ -211,10 +221,17 @@ def scale_to_8_bit(pixels: Tensor, name: str) -> Tensor:
         raise ValueError(
             f"{name} holds integers in [{low}, {high}]: scale them to [0, 255] (8 bit) or [0, 65535] (16 bit)."
         )
+    is_16_bit = pixels.dtype == torch.uint16 or high > 255
+    bits = next((bits for bits in (8, 10, 12, 14) if 0 < high < 2**bits), None)
+    if is_16_bit and bits and all(any((one.to(torch.int64) % step).any() for one in chunks) for step in (257, 4)):
+        logger.warning_once(
+            f"An image of 16 bit integers holds none above {2**bits - 1}, as if it had {bits} bits, and comes out "
+            f"dark. If it has {bits} bits, shift it to the left by {16 - bits}: image << {16 - bits}."
+        )
     scaled = torch.empty(pixels.shape, dtype=torch.uint8, device=pixels.device)
     for part, chunk in zip(scaled.view(-1).split(CHUNK_PIXELS), chunks):
         chunk = chunk.to(torch.int64)
-        part.copy_((chunk + 128) // 257 if pixels.dtype == torch.uint16 or high > 255 else chunk)
+        part.copy_((chunk + 128) // 257 if is_16_bit else chunk)
     return scaled
 
 
@@ -238,21 +255,28 @@ def composite_on_white(pixels: Tensor, name: str) -> Tensor:
     return (colors * alpha + white * (white - alpha)) / white
 
 
-def check_rescaled_range(pixels: Tensor, name: str) -> None:
+def clip_to_pixels(
+    pixels: Tensor, do_rescale: bool | None, rescale_factor: float | None, do_normalize: bool | None, name: str
+) -> Tensor:
     """
-    Checks floating point pixels that are about to be rescaled from [0, 255].
+    Checks that floating point numbers that are about to be rescaled or normalized can be pixels, of [0, 1] or [0, 255]
+    (or up to `1 / rescale_factor`, where that is more), and clips what passes that range by no more than `OVERSHOOT`.
+    Integers, and numbers that are neither rescaled nor normalized, are returned as they are.
 
     Raises:
-        ValueError: when they are clearly in another range, even for an image that was resized with overshoot.
+        ValueError: when they are in another range, such as after a normalization.
     """
-    if not pixels.is_floating_point() or pixels.numel() == 0:
-        return
+    if not pixels.is_floating_point() or not (do_rescale or do_normalize):
+        return pixels
     low, high = (float(limit) for limit in pixels.aminmax())
-    if low < -64 or high > 319:
+    most = max(255.0, 1 / rescale_factor) if do_rescale else 255.0
+    if low < -OVERSHOOT * max(high, 1) or high > most * (1 + OVERSHOOT):
         raise ValueError(
-            f"{name} holds floating point numbers in [{low:g}, {high:g}], but is about to be rescaled from [0, 255]: "
-            "scale it to that, or pass numbers in [0, 1] and do_rescale=False."
+            f"{name} holds floating point numbers in [{low:g}, {high:g}], which are no pixels of [0, 1] or "
+            f"[0, {most:g}]: scale or clip it to these, or pass do_rescale=False and do_normalize=False if it is "
+            "normalized already."
         )
+    return pixels.clamp(0, most) if low < 0 or high > most else pixels
 
 
 def image_to_tensor(
@@ -421,6 +445,32 @@ def resized_size(height: int, width: int, size: SizeDict, size_divisor: int) -> 
     return height, width
 
 
+def resize_with_pillow(pixels: np.ndarray, size: SizeDict, resample: PILImageResampling) -> np.ndarray:
+    """
+    Resizes pixels `(..., height, width)`, uint8 or float32, to `size.height` and `size.width`.
+
+    One channel at a time: that way Pillow resizes floating point numbers as they are instead of rounding them to 8
+    bit, and does not weight colours by an alpha channel.
+    """
+    new_size = (size.width, size.height)
+    channels = pixels.reshape(-1, *pixels.shape[-2:])
+    resized = [np.array(PIL.Image.fromarray(channel).resize(new_size, resample)) for channel in channels]
+    return np.stack(resized).reshape(*pixels.shape[:-2], size.height, size.width)
+
+
+def finite_numbers(name: str, value) -> float | tuple[float, ...] | None:
+    """A number as a float, and several in any kind of sequence as a tuple of these."""
+    if value is None:
+        return None
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be a number, or one for each channel, got {value!r}.") from error
+    if array.ndim > 1 or array.size == 0 or not np.isfinite(array).all():
+        raise ValueError(f"{name} must be a finite number, or one for each channel, got {value!r}.")
+    return tuple(array.tolist()) if array.ndim else float(array)
+
+
 class UneptImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     size_divisor (`int`, *optional*, defaults to `self.size_divisor`):
@@ -478,12 +528,13 @@ class UneptPreprocessing:
             images: An image, or a batch of images of any sizes: PIL images, arrays or tensors of `(height, width)`,
                 `(height, width, channels)` or `(channels, height, width)`, paths or addresses of files, lists of
                 these, or an array or tensor of four dimensions. 8 bit, 16 bit (scaled to 8), boolean or floating
-                point. Floating point images in [0, 1] need `do_rescale=False`.
+                point. Floating point images are in [0, 255]; in [0, 1] with `do_rescale=False`; or in any range, such
+                as after a normalization, with `do_rescale=False` and `do_normalize=False`.
             segmentation_maps: One label map for each image and of its size: whole numbers from 0, with
                 `ignore_index` (255) for pixels to ignore. Given alike, with one channel or none, or as an array of
                 three dimensions.
-            kwargs: Any argument of the class, for this call only. Also `device`, `return_tensors` ("pt", "np" or
-                `None` for lists) and `pad_size`, a {"height", "width"} to pad to.
+            kwargs: Any argument of the class, for this call only. Also `return_tensors` ("pt", "np" or
+                `None` for lists), `device` for tensors, and `pad_size`, a {"height", "width"} to pad to.
 
         Returns:
             `pixel_values` `(batch_size, 3, height, width)`, float32, padded at the bottom and right with 0 (the mean
@@ -496,7 +547,10 @@ class UneptPreprocessing:
             OSError: for files that are missing or damaged.
             ValueError: for images, label maps and arguments that can not be used. The message says what to do.
         """
-        return super().preprocess(images, segmentation_maps, **kwargs)
+        try:
+            return super().preprocess(images, segmentation_maps, **kwargs)
+        except StrictDataclassError as error:  # of an argument's type
+            raise ValueError(str(error)) from error
 
     def fetch_images(self, image_url_or_urls):
         """
@@ -518,43 +572,101 @@ class UneptPreprocessing:
         input_data_format: str | ChannelDimension | None = None,
         device: "torch.device | str | None" = None,
         do_rescale: bool | None = False,
+        rescale_factor: float | None = None,
+        do_normalize: bool | None = False,
         name: str = "image",
         **kwargs,
     ) -> "np.ndarray | Tensor":
-        """Reads one image into the array type of the backend. See `image_to_tensor`."""
+        """Reads one image into the array type of the backend. See `image_to_tensor` and `clip_to_pixels`."""
         pixels = image_to_tensor(image, do_convert_rgb, input_data_format, name)
-        if do_rescale:
-            check_rescaled_range(pixels, with_file(name, image))
-        if do_rescale and pixels.is_floating_point() and pixels.min() >= 0 and 0 < pixels.max() <= 1:
+        pixels = clip_to_pixels(pixels, do_rescale, rescale_factor, do_normalize, with_file(name, image))
+        if do_rescale and pixels.is_floating_point() and 0 < pixels.max() <= WHITE_NORMALIZED:
             logger.warning_once(
-                "An image of floating point numbers in [0, 1] is about to be rescaled as if they were in [0, 255]. "
-                "Pass do_rescale=False if it is rescaled already."
+                f"An image of floating point numbers of at most {WHITE_NORMALIZED} is about to be rescaled as if they "
+                "were in [0, 255]. Pass do_rescale=False if it is rescaled already, and do_normalize=False if it is "
+                "normalized too."
             )
         return self._to_backend(pixels, device)
+
+    def _standardize_kwargs(
+        self, resample=None, rescale_factor=None, image_mean=None, image_std=None, **kwargs
+    ) -> dict:
+        """Brings what may be given in several forms to one, for both backends. Raises a `ValueError` for others."""
+        for name in ("size", "crop_size", "pad_size"):
+            if isinstance(kwargs.get(name), (tuple, list)) and len(kwargs[name]) != 2:
+                raise ValueError(f"{name}={kwargs[name]} is no pair: pass (height, width).")
+        kwargs = super()._standardize_kwargs(**kwargs)
+        if resample is not None:
+            try:
+                resample = PILImageResampling(torch_pil_interpolation_mapping.get(resample, resample))
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"resample={resample!r} is no filter of Pillow: pass one of PIL.Image.Resampling."
+                ) from error
+        rescale_factor = finite_numbers("rescale_factor", rescale_factor)
+        if rescale_factor is not None and (isinstance(rescale_factor, tuple) or rescale_factor <= 0):
+            raise ValueError(f"rescale_factor must be a number above 0, got {rescale_factor}.")
+        image_mean, image_std = finite_numbers("image_mean", image_mean), finite_numbers("image_std", image_std)
+        if image_std is not None and np.min(image_std) <= 0:
+            raise ValueError(f"image_std must be above 0, got {image_std}.")
+        return {
+            **kwargs,
+            "resample": resample,
+            "rescale_factor": rescale_factor,
+            "image_mean": image_mean,
+            "image_std": image_std,
+        }
 
     def _validate_preprocess_kwargs(self, **kwargs):
         if kwargs["do_center_crop"]:
             raise ValueError("do_center_crop is not supported: crop the images and label maps beforehand.")
         super()._validate_preprocess_kwargs(**kwargs)
         do_resize, size, size_divisor = kwargs["do_resize"], kwargs["size"], kwargs["size_divisor"]
-        if not size_divisor or size_divisor < 1:
-            raise ValueError(f"size_divisor has to be at least 1, got {size_divisor}.")
+        if not isinstance(size_divisor, numbers.Integral) or size_divisor < 1:
+            raise ValueError(f"size_divisor must be a whole number of at least 1, got {size_divisor!r}.")
+        if not isinstance(kwargs["ignore_index"], numbers.Integral):
+            raise ValueError(f"ignore_index must be a whole number, got {kwargs['ignore_index']!r}.")
         if do_resize and not ((size.height and size.width) or size.shortest_edge):
             raise ValueError(
                 f"size={dict(size)} is not supported: pass {{'height', 'width'}}, {{'shortest_edge'}} or "
                 "{'shortest_edge', 'longest_edge'}."
             )
+        pad_size = kwargs["pad_size"] if kwargs["do_pad"] else None
+        if pad_size is not None and not (pad_size.height and pad_size.width):
+            raise ValueError(f"pad_size={dict(pad_size)} is not supported: pass {{'height', 'width'}}.")
+        for name, sides in (("size", size if do_resize else None), ("pad_size", pad_size)):
+            if sides is None:
+                continue
+            lengths = dict(sides).values()
+            if not all(isinstance(it, numbers.Integral) and it is not True and it > 0 for it in lengths):
+                raise ValueError(f"{name}={dict(sides)} must be made of whole numbers of pixels, from 1.")
+            if sides.height and (sides.height % size_divisor or sides.width % size_divisor):
+                raise ValueError(
+                    f"{name}={dict(sides)} has a side that is not a multiple of size_divisor={size_divisor}: choose "
+                    "multiples, or another size_divisor if the model allows that."
+                )
         if do_resize and size.longest_edge and size.longest_edge < size_divisor:
             raise ValueError(
                 f"size={dict(size)} leaves no room for one multiple of size_divisor={size_divisor}: raise "
                 "longest_edge or lower size_divisor."
             )
-        for name, fixed, is_used in (("size", size, do_resize), ("pad_size", kwargs["pad_size"], kwargs["do_pad"])):
-            if is_used and fixed and fixed.height and (fixed.height % size_divisor or fixed.width % size_divisor):
-                raise ValueError(
-                    f"{name}={dict(fixed)} has a side that is not a multiple of size_divisor={size_divisor}: choose "
-                    "multiples, or another size_divisor if the model allows that."
-                )
+        if kwargs["do_normalize"] and kwargs["do_convert_rgb"]:
+            self._check_channels(3, kwargs["image_mean"], kwargs["image_std"])
+        device, return_tensors = kwargs["device"], kwargs["return_tensors"]
+        for name, choices in {
+            "data_format": (None, "channels_first"),
+            "input_data_format": (None, "channels_first", "channels_last"),
+            "return_tensors": (None, "pt", "np"),
+        }.items():
+            if kwargs[name] not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {kwargs[name]!r}.")
+        if device is not None:
+            try:
+                torch.empty(0, device=device)
+            except (RuntimeError, AssertionError, TypeError) as error:  # PyTorch raises all of these
+                raise ValueError(f"device={device!r} cannot be used ({error}).") from error
+            if return_tensors == "np" and torch.device(device).type != "cpu":
+                raise ValueError(f"device={device!r} holds no NumPy arrays: pass return_tensors='pt'.")
 
     def _preprocess_image_like_inputs(
         self,
@@ -581,11 +693,19 @@ class UneptPreprocessing:
                 input_data_format,
                 device,
                 do_rescale=kwargs["do_rescale"],
+                rescale_factor=kwargs["rescale_factor"],
+                do_normalize=kwargs["do_normalize"],
                 name=f"images[{index}]",
             )
             for index, image in enumerate(images)
         ]
-        self._check_channels(images, kwargs["image_mean"] if kwargs["do_normalize"] else None)
+        channels = {image.shape[0] for image in images}
+        if len(channels) > 1:
+            raise ValueError(
+                f"The images have {sorted(channels)} channels: pass do_convert_rgb=True to make them alike."
+            )
+        if kwargs["do_normalize"]:
+            self._check_channels(channels.pop(), kwargs["image_mean"], kwargs["image_std"])
         if segmentation_maps is not None:
             # Before the images are resized, so that bad label maps are found first.
             sizes = [tuple(image.shape[-2:]) for image in images]
@@ -615,21 +735,18 @@ class UneptPreprocessing:
                     margins = [(0, padded_size[1] - width, 0, padded_size[0] - height) for height, width in sizes]
                     maps = [F.pad(one, margin, value=ignore_index) for one, margin in zip(maps, margins)]
                 data[name] = [self._to_backend(one, device) for one in maps]
-        return BatchFeature(data=data, tensor_type=return_tensors)
+        inputs = BatchFeature(data=data, tensor_type=return_tensors)
+        return inputs.to(device) if device is not None and return_tensors == "pt" else inputs
 
     @staticmethod
-    def _check_channels(images: list, image_mean):
-        """Images of a batch need the same number of channels, and the normalisation a mean for each."""
-        channels = {image.shape[0] for image in images}
-        if len(channels) > 1:
-            raise ValueError(
-                f"The images have {sorted(channels)} channels: pass do_convert_rgb=True to make them alike."
-            )
-        if isinstance(image_mean, (list, tuple)) and len(image_mean) not in channels:
-            raise ValueError(
-                f"The images have {channels.pop()} channels but image_mean has {len(image_mean)} values: pass "
-                "do_convert_rgb=True, or an image_mean and image_std with a value for each channel."
-            )
+    def _check_channels(channels: int, image_mean: float | tuple[float], image_std: float | tuple[float]):
+        """The normalization needs one number for all channels, or one for each."""
+        for name, value in (("image_mean", image_mean), ("image_std", image_std)):
+            if isinstance(value, tuple) and len(value) != channels:
+                raise ValueError(
+                    f"The images have {channels} channels but {name} has {len(value)} values: pass "
+                    "do_convert_rgb=True, or an image_mean and image_std with a value for each channel."
+                )
 
     def _read_label_maps(
         self, segmentation_maps, image_sizes: list[tuple[int, int]], ignore_index: int
@@ -715,15 +832,9 @@ class UneptImageProcessorPil(UneptPreprocessing, PilBackend):
     def resize(
         self, image: np.ndarray, size: SizeDict, resample: "PILImageResampling | None" = None, **kwargs
     ) -> np.ndarray:
-        """
-        Resizes an image `(channels, height, width)`, uint8 or float32, to `size.height` and `size.width`.
-
-        One channel at a time: that way PIL resizes floating point numbers as they are instead of rounding them to 8
-        bit, and does not weight colours by an alpha channel.
-        """
-        resample = PILImageResampling.BILINEAR if resample is None else resample
-        size = (size.width, size.height)
-        return np.stack([np.array(PIL.Image.fromarray(channel).resize(size, resample)) for channel in image])
+        """See `resize_with_pillow`. Floating point numbers stay in the range of the image, as 8 bit ones do."""
+        resized = resize_with_pillow(image, size, PILImageResampling.BILINEAR if resample is None else resample)
+        return resized.clip(image.min(), image.max()) if image.dtype.kind == "f" else resized
 
     def _preprocess(
         self,

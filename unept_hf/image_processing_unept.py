@@ -9,7 +9,16 @@ from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import Unpack
 from transformers.utils import requires_backends
 
-from .image_processing_pil_unept import UneptImageProcessorKwargs, UneptPreprocessing, resized_size
+from .image_processing_pil_unept import (
+    UneptImageProcessorKwargs,
+    UneptPreprocessing,
+    resize_with_pillow,
+    resized_size,
+)
+
+
+# The filters that torchvision has with antialiasing on every device, and since its oldest supported version.
+TORCHVISION_FILTERS = (PILImageResampling.NEAREST, PILImageResampling.BILINEAR, PILImageResampling.BICUBIC)
 
 
 class UneptImageProcessor(UneptPreprocessing, TorchvisionBackend):
@@ -28,11 +37,12 @@ class UneptImageProcessor(UneptPreprocessing, TorchvisionBackend):
         size_divisor (`int`, *optional*, defaults to 16):
             What both sides of the output are multiples of, in pixels.
         resample (`PILImageResampling`, *optional*, defaults to `BILINEAR`):
-            Filter for images, with antialiasing. Label maps always take the nearest label.
+            Filter for images, with antialiasing. Label maps always take the nearest label. Filters beyond `NEAREST`,
+            `BILINEAR` and `BICUBIC` are slower: Pillow applies them, on the CPU.
         do_rescale (`bool`, *optional*, defaults to `True`):
             Whether to multiply pixels by `rescale_factor`.
         rescale_factor (`float`, *optional*, defaults to `1 / 255`):
-            The factor that takes pixels to [0, 1].
+            The factor that takes pixels to [0, 1]. Above 0.
         do_normalize (`bool`, *optional*, defaults to `True`):
             Whether to subtract `image_mean` and divide by `image_std`, both in units of the rescaled pixels.
         image_mean (`list[float]`, *optional*, defaults to that of ImageNet):
@@ -62,6 +72,19 @@ class UneptImageProcessor(UneptPreprocessing, TorchvisionBackend):
 
     def _to_backend(self, tensor: Tensor, device: "torch.device | str | None") -> Tensor:
         return tensor if device is None else tensor.to(device)
+
+    def resize(self, image: Tensor, size: SizeDict, resample: "PILImageResampling | None" = None, **kwargs) -> Tensor:
+        """
+        Resizes images `(..., channels, height, width)`, uint8 or float32, to `size.height` and `size.width`. Floating
+        point numbers stay in the range of each image, as 8 bit ones do.
+        """
+        if resample is None or resample in TORCHVISION_FILTERS:
+            resized = super().resize(image, size, resample, **kwargs)
+        else:
+            resized = torch.from_numpy(resize_with_pillow(image.numpy(force=True), size, resample)).to(image.device)
+        if not image.is_floating_point():
+            return resized
+        return resized.clamp(*(limit((-3, -2, -1), keepdim=True) for limit in (image.amin, image.amax)))
 
     def _preprocess(
         self,

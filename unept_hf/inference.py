@@ -28,7 +28,8 @@ from transformers.modeling_outputs import ModelOutput
 
 from .boundary import DIRECTIONS, follow_direction
 from .image_processing_pil_unept import (
-    check_rescaled_range,
+    WHITE_NORMALIZED,
+    clip_to_pixels,
     image_to_tensor,
     open_image,
     resized_size,
@@ -276,10 +277,17 @@ class WindowRunner:
         }
         if hasattr(self.processor, "size_divisor"):
             kwargs["size_divisor"] = 1
-        inputs = self.processor(images=crops, input_data_format="channels_first", **kwargs)
-        pixel_values = [torch.as_tensor(one) for one in inputs["pixel_values"]]
         height, width = window_size
-        return torch.stack([F.pad(one, (0, width - one.shape[2], 0, height - one.shape[1])) for one in pixel_values])
+        pixel_values = []
+        for crop in crops:
+            options = {}
+            # `read_image` has seen the whole image, while a dark window may look as if it were in another range.
+            if crop.is_floating_point() and getattr(self.processor, "do_rescale", False):
+                crop, options = crop * self.processor.rescale_factor, {"do_rescale": False}
+            inputs = self.processor(images=[crop], input_data_format="channels_first", **kwargs, **options)
+            one = torch.as_tensor(inputs["pixel_values"][0])
+            pixel_values.append(F.pad(one, (0, width - one.shape[2], 0, height - one.shape[1])))
+        return torch.stack(pixel_values)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Logits `(batch_size, channels, rows, columns)` of the classes, and of boundaries where wanted."""
@@ -452,16 +460,18 @@ def read_image(processor, image) -> Tensor:
         image = open_image(image)
     do_convert_rgb = getattr(processor, "do_convert_rgb", None)
     pixels = image_to_tensor(image, True if do_convert_rgb is None else do_convert_rgb)
-    if pixels.is_floating_point() and getattr(processor, "do_rescale", False):
-        name = with_file("image", image)
-        check_rescaled_range(pixels, name)
+    do_rescale = getattr(processor, "do_rescale", False)
+    rescale_factor = getattr(processor, "rescale_factor", None) or 1 / 255
+    name = with_file("image", image)
+    pixels = clip_to_pixels(pixels, do_rescale, rescale_factor, getattr(processor, "do_normalize", False), name)
+    # Of 255 such numbers would be black, and those below 1 / 255 would be black of 1 too.
+    if do_rescale and pixels.is_floating_point() and 1 / 255 <= pixels.max() <= WHITE_NORMALIZED:
         low, high = (float(limit) for limit in pixels.aminmax())
-        # As after a normalisation; of 255 it would be black, as it would be of 1 below that.
-        if 1 / 255 <= max(-low, high) <= 2:
-            raise ValueError(
-                f"{name} holds floating point numbers in [{low:g}, {high:g}], but the image processor rescales from "
-                "[0, 255]: bring it to that range, or pass a processor with do_rescale=False."
-            )
+        raise ValueError(
+            f"{name} holds floating point numbers in [{low:g}, {high:g}], but the image processor rescales from "
+            "[0, 255]: bring it to that range, or pass a processor with do_rescale=False, and with do_normalize=False "
+            "if the image is normalized already."
+        )
     return pixels
 
 
