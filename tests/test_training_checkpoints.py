@@ -1,15 +1,23 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """Checkpoint folders are there as a whole or not at all."""
 
+import errno
+import multiprocessing
+import os
+import signal
+import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from unept_hf import training_checkpoints
 from unept_hf.training_checkpoints import (
     commit_checkpoint,
     latest_checkpoint,
     list_checkpoints,
+    lock_folder,
     read_checkpoint,
     start_checkpoint,
 )
@@ -106,6 +114,12 @@ def test_other_entries_are_no_checkpoints(tmp_path):
         (lambda path: path.with_name("checkpoint.json").write_text("{"), "checkpoint.json"),
         (lambda path: path.with_name("checkpoint.json").write_text("{}"), "checkpoint.json"),
         (lambda path: path.with_name("checkpoint.json").write_text("[]"), "checkpoint.json"),
+        (lambda path: path.with_name("checkpoint.json").write_text('{"files": {}}'), "checkpoint.json lists no files"),
+        (lambda path: path.with_name("checkpoint.json").write_text('{"files": []}'), "checkpoint.json"),
+        (
+            lambda path: path.with_name("checkpoint.json").write_text('{"files": {"weights.bin": 9}}'),
+            "checkpoint.json",
+        ),
     ],
 )
 def test_damage_is_reported(damage, message, tmp_path):
@@ -124,3 +138,55 @@ def test_no_checkpoint(tmp_path):
     (tmp_path / "checkpoint-500").mkdir()  # by another trainer
     with pytest.raises(FileNotFoundError, match=r"no checkpoint.json\. Resume from checkpoint-4 beside it"):
         read_checkpoint(tmp_path / "checkpoint-500")
+
+
+# ---- the lock ------------------------------------------------------------------------------------------------------
+
+
+def hold_lock(directory: Path, connection) -> None:
+    with lock_folder(directory):
+        worker = os.fork()  # as a data loader does
+        if worker:
+            connection.send(worker)
+        time.sleep(60)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_lock_ends_with_its_process(tmp_path):
+    """A second owner hears of the first; `kill -9` ends the lock at once, though a forked worker lives on."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    owner = context.Process(target=hold_lock, args=(tmp_path, there))
+    owner.start()
+    worker = here.recv()
+    try:
+        message = rf"in use by another training, process {owner.pid} on {socket.gethostname()}: wait for its end, or"
+        with pytest.raises(BlockingIOError, match=message), lock_folder(tmp_path):
+            pass
+        owner.kill()
+        owner.join()
+        os.kill(worker, 0)  # lives
+        with lock_folder(tmp_path):
+            assert (tmp_path / "training.lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+        assert (tmp_path / "training.lock").read_text() == ""
+    finally:
+        owner.kill()
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_lock_of_another_machine(tmp_path, caplog):
+    """That it could be taken may only mean that the file system does not pass locks on."""
+    for host, warns in ((socket.gethostname(), False), ("node-7", True)):
+        (tmp_path / "training.lock").write_text(f"process 12 on {host}")
+        with lock_folder(tmp_path):
+            assert ("process 12 on node-7, did not end by itself" in caplog.text) == warns
+
+
+def test_file_systems_without_locks(tmp_path, monkeypatch, caplog):
+    def fail(descriptor):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(training_checkpoints, "_lock", fail)
+    with lock_folder(tmp_path):
+        assert "start no second training there" in caplog.text

@@ -3,24 +3,97 @@
 Folders `checkpoint-<step>` of a training: each is there as a whole or not at all, whenever the process is killed.
 
 A folder is written under a hidden temporary name, brought to the disk, and then renamed. Its `checkpoint.json` lists
-the size and SHA-256 of every other file, so that damage is found before anything is loaded.
+the size and SHA-256 of every other file, so that damage is found before anything is loaded. One training at a time
+writes to a folder: it holds the folder's lock.
 """
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-__all__ = ["commit_checkpoint", "latest_checkpoint", "list_checkpoints", "read_checkpoint", "start_checkpoint"]
+__all__ = [
+    "commit_checkpoint",
+    "latest_checkpoint",
+    "list_checkpoints",
+    "lock_folder",
+    "read_checkpoint",
+    "start_checkpoint",
+]
 
 CHECKPOINT_FILE = "checkpoint.json"
+LOCK_FILE = "training.lock"
+
+logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _TEMPORARY = ".unfinished-"
+
+
+if os.name == "nt":
+    import msvcrt
+
+    def _lock(descriptor: int) -> None:
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # past the text, which others could not read otherwise
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+
+else:
+    import fcntl
+
+    def _lock(descriptor: int) -> None:
+        # Not flock, whose locks live on in data loader workers that outlast a killed training by seconds.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def lock_folder(directory: str | os.PathLike) -> Iterator[None]:
+    """
+    Keeps the trainings of other processes out of a folder during the block.
+
+    The operating system holds the lock on the folder's file `training.lock`, and ends it with the process, however
+    that ends; processes that it starts do not inherit the lock. Network file systems pass it on to other machines if
+    they are mounted so. The file names the owner, and stays, empty, after the block.
+
+    Args:
+        directory: A folder that exists.
+
+    Raises:
+        BlockingIOError: when another process holds the lock; the message names the process and its host.
+    """
+    host = socket.gethostname()
+    with Path(directory, LOCK_FILE).open("a+", encoding="utf-8") as file:
+        try:
+            _lock(file.fileno())
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            raise BlockingIOError(
+                f"{directory} is in use by another training, {file.read() or 'which is just starting'}: wait for its "
+                "end, or name another output_dir."
+            ) from error
+        except OSError as error:
+            logger.warning(f"The file system cannot lock {directory} ({error}): start no second training there.")
+        file.seek(0)
+        left = file.read()
+        if left and not left.endswith(f" on {host}"):
+            logger.warning(
+                f"The last training in {directory}, {left}, did not end by itself. If it still runs, stop one of the "
+                "two: not every network file system passes locks on."
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {host}")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
 def list_checkpoints(directory: str | os.PathLike) -> list[Path]:
@@ -103,17 +176,17 @@ def read_checkpoint(checkpoint: str | os.PathLike) -> dict[str, Any]:
         )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        files = content.pop("files")
+        files = {name: (entry["size"], entry["sha256"]) for name, entry in content.pop("files").items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{_damaged(checkpoint)} ({CHECKPOINT_FILE}: {error})") from error
-    problems = []
-    for name, expected in files.items():
+        raise ValueError(f"{_damaged(checkpoint)} ({CHECKPOINT_FILE}: {error!r})") from error
+    problems = [] if files else [f"{CHECKPOINT_FILE} lists no files"]
+    for name, (size, sha256) in files.items():
         path = checkpoint / name
         if not path.is_file():
             problems.append(f"{name} is missing")
-        elif path.stat().st_size != expected["size"]:
-            problems.append(f"{name} has {path.stat().st_size} bytes instead of {expected['size']}")
-        elif _sha256(path) != expected["sha256"]:
+        elif path.stat().st_size != size:
+            problems.append(f"{name} has {path.stat().st_size} bytes instead of {size}")
+        elif _sha256(path) != sha256:
             problems.append(f"{name} has other bytes than were written")
     if problems:
         raise ValueError(f"{_damaged(checkpoint)} ({'; '.join(problems)})")
