@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from unept_hf.data.class_lists import class_list_from_data
-from unept_hf.data.training_order import AugmentedDataset, AugmentedStream, TrainingOrder
+from unept_hf.data.training_order import AugmentedDataset, AugmentedStream, TrainingOrder, data_fingerprint
 
 
 CLASSES = class_list_from_data(["a", "b"])
@@ -150,3 +150,30 @@ def test_a_stream_of_many_workers_goes_on_with_the_examples_that_are_left(exampl
 def test_a_stream_without_examples_for_a_process(examples):
     with pytest.raises(ValueError, match="Process 1 gets no example"):
         take(examples.select([0]), 1, num_shards=1, process_index=1, num_processes=2)
+
+
+def test_fingerprint_of_data_in_memory():
+    """By the bytes that are there, or by the files that paths lead to; addresses have no size."""
+
+    def fingerprint(image: dict, name: str = "a") -> dict[str, str]:
+        features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Image(decode=False)})
+        label = {"bytes": b"12", "path": None}
+        data = datasets.Dataset.from_dict({"image": [image, image], "label": [label, label]}, features=features)
+        return data_fingerprint(data.add_column("name", [name, "b"]))
+
+    first = fingerprint({"bytes": b"123", "path": None})
+    assert set(first) == {"names", "sizes"}
+    assert fingerprint({"bytes": b"321", "path": "elsewhere"}) == first
+    assert fingerprint({"bytes": b"1234", "path": None}) == {**first, "sizes": mismatch(first["sizes"])}
+    assert fingerprint({"bytes": b"123", "path": None}, "c") == {**first, "names": mismatch(first["names"])}
+    assert fingerprint({"bytes": None, "path": "https://host/a.png"})["sizes"] != first["sizes"]
+
+
+class mismatch:
+    """Equals all but one value."""
+
+    def __init__(self, value: str):
+        self.value = value
+
+    def __eq__(self, other: str) -> bool:
+        return other != self.value

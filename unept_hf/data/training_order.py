@@ -5,13 +5,16 @@ step alone. Number of processes, number of data loader workers and interruptions
 all that a checkpoint has to hold.
 """
 
+import hashlib
 import itertools
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator
 
 import datasets
 import numpy as np
+import pyarrow.compute
 import torch
 from datasets.distributed import split_dataset_by_node
 from torch import Tensor
@@ -21,7 +24,7 @@ from .class_lists import ClassList
 from .label_maps import decode_example
 
 
-__all__ = ["AugmentedDataset", "AugmentedStream", "TrainingOrder"]
+__all__ = ["AugmentedDataset", "AugmentedStream", "TrainingOrder", "data_fingerprint"]
 
 Augmentation = Callable[..., dict[str, Tensor]]
 
@@ -31,6 +34,31 @@ _ORDER, _AUGMENTATION, _STREAM = range(3)
 def _seed(*words: int) -> int:
     """A well mixed seed for a stream of random numbers that those words name."""
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
+
+
+def data_fingerprint(dataset: datasets.Dataset) -> dict[str, str]:
+    """
+    Hashes of the names of a data set's examples, and of the sizes of their images and masks in bytes, under the keys
+    "names" and "sizes": to notice that the data is not what it was, without reading it.
+
+    Args:
+        dataset: As `load_segmentation_dataset` returns it. What a part of it leaves out counts too.
+    """
+
+    def size(path: str) -> int | None:
+        try:
+            return os.path.getsize(path)
+        except OSError:
+            return None  # an address, for one
+
+    table = dataset.data
+    sizes = []
+    for column in ("image", "label"):
+        lengths, paths = (pyarrow.compute.struct_field(table.column(column), part) for part in ("bytes", "path"))
+        lengths = pyarrow.compute.binary_length(lengths).to_pylist()
+        sizes.append([size(path) if length is None else length for length, path in zip(lengths, paths.to_pylist())])
+    words = {"names": table.column("name").to_pylist(), "sizes": sizes}
+    return {key: hashlib.sha256(json.dumps(value).encode()).hexdigest() for key, value in words.items()}
 
 
 class TrainingOrder(Sampler[list[tuple[int, int]]]):
