@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from unept_hf.command_arguments import DataArguments, read_options, words_of_options
+from unept_hf.command_arguments import DataArguments, merge_options, read_options, words_of_options
 from unept_hf.data.segmentation_datasets import load_segmentation_dataset
 
 
@@ -52,3 +52,18 @@ def test_file_without_options(tmp_path):
             read_options(file)
     with pytest.raises(ValueError, match=r"missing\.yaml can not be read"):
         read_options(tmp_path / "missing.yaml")
+
+
+def test_file_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "options.yaml").write_text("flip: true\n")
+    assert read_options("~/options.yaml") == {"flip": True}
+
+
+def test_merge_options():
+    options = {"a": 1, "b": {"c": {"d": 1, "e": 2}, "f": [1, 2]}, "g": {"h": 1}, "i": 1}
+    overrides = {"a": 3, "b": {"c": {"e": 4}, "f": [5]}, "g": None, "i": {"j": 1}, "k": {"l": 1}}
+    merged = {"a": 3, "b": {"c": {"d": 1, "e": 4}, "f": [5]}, "g": None, "i": {"j": 1}, "k": {"l": 1}}
+    assert merge_options(options, overrides) == merged
+    assert options["b"] == {"c": {"d": 1, "e": 2}, "f": [1, 2]}

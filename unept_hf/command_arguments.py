@@ -169,6 +169,15 @@ def read_options(path: str | os.PathLike) -> dict[str, Any]:
     return values
 
 
+def merge_options(options: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """All names of both, with the values of `overrides` where both have one; mappings among these are merged too."""
+    merged = dict(options)
+    for name, value in overrides.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = merge_options(merged[name], value) if both else value
+    return merged
+
+
 def words_of_options(options: Mapping[str, Any]) -> list[str]:
     """Options as one would type them. Those without a value, and empty lists, are left out."""
 
@@ -192,6 +201,7 @@ __all__ = [
     "ModelArguments",
     "PredictionArguments",
     "SegmentationArguments",
+    "merge_options",
     "read_options",
     "words_of_options",
 ]
