@@ -10,29 +10,38 @@ Options come from a YAML or JSON file, from the command line, or from both: what
 docs/training.md explains them.
 """
 
+import argparse
+import errno
 import json
 import logging
 import math
 import multiprocessing.util
+import os
+import random
+import re
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import accelerate
 import datasets
+import numpy as np
 import timm.layers
 import torch
 import transformers
 from accelerate import Accelerator, DistributedType
 from accelerate.logging import get_logger
-from accelerate.utils import broadcast, broadcast_object_list, reduce, set_seed
+from accelerate.utils import broadcast, broadcast_object_list, load, parse_flag_from_env, reduce, set_seed
 from huggingface_hub import create_repo, upload_folder, whoami
+from huggingface_hub.errors import StrictDataclassError
 from matplotlib.figure import Figure
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -40,11 +49,11 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser, get_scheduler
 
 from unept_hf import UneptConfig, UneptForSemanticSegmentation, UneptImageProcessor, __version__
-from unept_hf.command_arguments import read_options, words_of_options
+from unept_hf.command_arguments import merge_options, read_options, words_of_options
 from unept_hf.data.augmentation import TrainingAugmentation
 from unept_hf.data.class_lists import ClassList
 from unept_hf.data.segmentation_datasets import hold_out, load_segmentation_dataset
-from unept_hf.data.training_order import AugmentedDataset, AugmentedStream, TrainingOrder
+from unept_hf.data.training_order import AugmentedDataset, AugmentedStream, TrainingOrder, data_fingerprint
 from unept_hf.evaluation import evaluate_model
 from unept_hf.hub import (
     dataset_title,
@@ -61,6 +70,7 @@ from unept_hf.training_checkpoints import (
     commit_checkpoint,
     latest_checkpoint,
     list_checkpoints,
+    lock_folder,
     read_checkpoint,
     start_checkpoint,
 )
@@ -77,6 +87,30 @@ PREDICTIONS_IMAGE = "predictions.png"  # in the folder of a model, if it may be 
 # --------------------------------------------------------------------------------------------------------------------
 
 
+def read_overrides(overrides: dict[str, Any] | str | None) -> dict[str, Any] | None:
+    """
+    The option `config_overrides` as a mapping.
+
+    Raises:
+        ValueError: when it is none.
+    """
+    if isinstance(overrides, str):
+        try:
+            overrides = json.loads(overrides)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"config_overrides is not JSON ({error}): {overrides}") from error
+    if overrides is not None and not isinstance(overrides, dict):
+        raise ValueError(f"config_overrides has to be a JSON object, got {overrides!r}.")
+    return overrides
+
+
+def expand_paths(arguments: Any, names: tuple[str, ...]) -> None:
+    """Puts the home folder in place of "~", as a shell does, but not after "=" or in a file."""
+    for name in names:
+        if (path := getattr(arguments, name)) is not None:
+            setattr(arguments, name, os.path.expanduser(path))
+
+
 @dataclass
 class ModelArguments:
     """Which model to train."""
@@ -88,7 +122,7 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Fields of UneptConfig that replace those of the preset or of the trained model, as JSON: "
-            '{"num_feature_levels": 1}.'
+            '{"num_feature_levels": 1}. They are merged into those of a file.'
         },
     )
     use_pretrained_backbone: bool = field(
@@ -103,13 +137,8 @@ class ModelArguments:
     )
 
     def __post_init__(self):
-        if isinstance(self.config_overrides, str):
-            try:
-                self.config_overrides = json.loads(self.config_overrides)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"config_overrides is not JSON ({error}): {self.config_overrides}") from error
-        if self.config_overrides is not None and not isinstance(self.config_overrides, dict):
-            raise ValueError(f"config_overrides has to be a JSON object, got {self.config_overrides!r}.")
+        self.config_overrides = read_overrides(self.config_overrides)
+        expand_paths(self, ("backbone_checkpoint", "model_name_or_path"))
         if self.use_pretrained_backbone and self.backbone_checkpoint:
             raise ValueError("use_pretrained_backbone and backbone_checkpoint exclude each other: choose one.")
         if self.model_name_or_path and (self.use_pretrained_backbone or self.backbone_checkpoint):
@@ -159,6 +188,7 @@ class DataArguments:
     dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that prepare crops, for each GPU."})
 
     def __post_init__(self):
+        expand_paths(self, ("dataset_name", "data_dir", "image_dir", "label_dir", "class_list"))
         if len(self.scale) != 2 or len(self.ratio_range) != 2:
             raise ValueError(f"scale and ratio_range are two numbers each, got {self.scale} and {self.ratio_range}.")
         if not 0 <= self.eval_fraction < 1:
@@ -253,6 +283,7 @@ class RunArguments:
     )
 
     def __post_init__(self):
+        expand_paths(self, ("output_dir", "resume_from_checkpoint"))
         if isinstance(self.lr_scheduler_kwargs, str):
             try:
                 self.lr_scheduler_kwargs = json.loads(self.lr_scheduler_kwargs)
@@ -298,12 +329,39 @@ NOTED_OPTIONS = {
 }  # fmt: skip
 
 
+USAGE = "%(prog)s [OPTIONS.yaml] [--option value ...]"
+
+# Where a model comes from: an option on the command line stands in place of these in a file.
+REPLACED_OPTIONS = {
+    "preset": ("model_name_or_path",),
+    "use_pretrained_backbone": ("backbone_checkpoint", "model_name_or_path"),
+    "backbone_checkpoint": ("use_pretrained_backbone", "model_name_or_path"),
+    "model_name_or_path": ("use_pretrained_backbone", "backbone_checkpoint"),
+}
+
+
+def with_model_options(options: dict[str, Any], args: list[str]) -> dict[str, Any]:
+    """The options of a file, as far as words of a command line leave them, with both `config_overrides` in one."""
+    names = [option.name for option in fields(ModelArguments)]
+    parser = HfArgumentParser(ModelArguments, usage=USAGE, add_help=False)
+    given, _ = parser.parse_known_args(args, argparse.Namespace(**dict.fromkeys(names)))
+    replaced = {other for name, others in REPLACED_OPTIONS.items() if getattr(given, name) for other in others}
+    options = {name: value for name, value in options.items() if name not in replaced}
+    if given.config_overrides is not None:
+        overrides = [read_overrides(one) or {} for one in (options.get("config_overrides"), given.config_overrides)]
+        options["config_overrides"] = merge_options(*overrides)
+    return options
+
+
 def parse_arguments(args: list[str] | None = None) -> Arguments:
     """Options from the command line; if its first word is a YAML or JSON file, then from that file first."""
     args = list(sys.argv[1:] if args is None else args)
     parser = HfArgumentParser(
-        (ModelArguments, DataArguments, RunArguments), description=__doc__.strip().split("\n")[0]
+        (ModelArguments, DataArguments, RunArguments),
+        description=__doc__.strip().split("\n")[0],
+        usage=USAGE,
     )
+    parser.add_argument("--traceback", action="store_true", help="Show where errors come from.")
     if args and args[0].endswith((".yaml", ".yml", ".json")):
         path = args.pop(0)
         options = read_options(path)
@@ -313,9 +371,12 @@ def parse_arguments(args: list[str] | None = None) -> Arguments:
             raise ValueError(f"{path} has unknown options: {', '.join(unknown)}. --help lists those there are.")
         if options.get("lr_milestones") == []:
             raise ValueError(f"{path} has no lr_milestones: for a constant rate set lr_gamma: 1.0.")
-        # As words of a command line, so that both are read and checked in the same way.
-        args = words_of_options(options) + args
-    return parser.parse_args_into_dataclasses(args, look_for_args_file=False)
+        # As words of a command line, so that both are read and checked in the same way. Of two equal options the last
+        # one counts.
+        options = with_model_options(options, args)
+        overrides = {"config_overrides": options.pop("config_overrides", None)}
+        args = words_of_options(options) + args + words_of_options(overrides)
+    return parser.parse_args_into_dataclasses(args, look_for_args_file=False)[:3]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -507,6 +568,50 @@ def make_scheduler(optimizer: torch.optim.Optimizer, run_args: RunArguments) -> 
 
 
 # --------------------------------------------------------------------------------------------------------------------
+# Processes
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def make_accelerator(run_args: RunArguments) -> Accelerator:
+    """What knows the processes and their devices."""
+    asked = [name for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM") if parse_flag_from_env(f"ACCELERATE_USE_{name}")]
+    on_cpu = run_args.cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
+    if asked and (on_cpu or not torch.accelerator.is_available()):
+        why = "cpu: true keeps the training off them" if on_cpu else "PyTorch finds none"
+        raise ValueError(
+            f"Accelerate's launcher or configuration asks for {asked[0]}, which needs GPUs, but {why}: "
+            f"{'drop cpu, or ' if on_cpu else ''}launch without {asked[0]}."
+        )
+    return Accelerator(
+        cpu=run_args.cpu,
+        mixed_precision=run_args.mixed_precision,
+        gradient_accumulation_steps=run_args.gradient_accumulation_steps,
+        log_with=run_args.report_to or None,
+        project_dir=run_args.output_dir,
+        step_scheduler_with_optimizer=False,
+    )
+
+
+@contextmanager
+def main_process_leads(accelerator: Accelerator) -> Iterator[None]:
+    """
+    The main process runs the block first, and the others after it. An error of the main process ends the others
+    without a word, because they would meet the same one, or wait for it in vain.
+    """
+    if accelerator.is_main_process:
+        try:
+            yield
+        except BaseException:
+            broadcast_object_list([True])
+            raise
+        broadcast_object_list([False])
+    else:
+        if broadcast_object_list([None])[0]:
+            sys.exit(1)
+        yield
+
+
+# --------------------------------------------------------------------------------------------------------------------
 # Signals, logs and pictures
 # --------------------------------------------------------------------------------------------------------------------
 
@@ -638,32 +743,26 @@ def draw_predictions(samples: list[dict[str, Any]], class_list: ClassList, path:
 class SegmentationTrainer:
     """Model, optimiser, data and the state of one training run."""
 
-    def __init__(self, model_args: ModelArguments, data_args: DataArguments, run_args: RunArguments):
+    def __init__(
+        self, accelerator: Accelerator, model_args: ModelArguments, data_args: DataArguments, run_args: RunArguments
+    ):
+        self.accelerator = accelerator
         self.model_args, self.data_args, self.run_args = model_args, data_args, run_args
         self.output_dir = Path(run_args.output_dir)
-        self.accelerator = accelerator = Accelerator(
-            cpu=run_args.cpu,
-            mixed_precision=run_args.mixed_precision,
-            gradient_accumulation_steps=run_args.gradient_accumulation_steps,
-            log_with=run_args.report_to or None,
-            project_dir=run_args.output_dir,
-            step_scheduler_with_optimizer=False,
-        )
-        if accelerator.gradient_accumulation_steps != run_args.gradient_accumulation_steps:
-            raise ValueError(
-                f"gradient_accumulation_steps={run_args.gradient_accumulation_steps}, but Accelerate's launcher or "
-                f"configuration says {accelerator.gradient_accumulation_steps}: set both to the same."
-            )
-        self.micro_batch_size = micro_batch_size(accelerator, run_args)
-        self.check_trackers()
-        checkpoint = self.find_checkpoint()
+        with main_process_leads(accelerator):
+            self.check_accumulation()
+            self.micro_batch_size = micro_batch_size(accelerator, run_args)
+            self.check_trackers()
+            checkpoint = self.find_checkpoint() if accelerator.is_main_process else None
+        checkpoint = broadcast_object_list([checkpoint])[0]
         if run_args.push_to_hub and accelerator.is_main_process:
             whoami()  # better now than after the training
 
-        with accelerator.main_process_first():
+        with main_process_leads(accelerator):
             self.train_set, self.eval_set, self.class_list = load_data(data_args, run_args)
         set_seed(run_args.seed)
-        model = load_model(model_args, data_args.crop_size, self.class_list, checkpoint is not None)
+        with main_process_leads(accelerator):
+            model = load_model(model_args, data_args.crop_size, self.class_list, checkpoint is not None)
         # Dropout draws other numbers in each process.
         set_seed(run_args.seed, device_specific=True)
         self.config = model.config
@@ -673,7 +772,7 @@ class SegmentationTrainer:
             ignore_index=self.class_list.ignore_index,
         )
         if run_args.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
         if accelerator.num_processes > 1 and not run_args.freeze_batch_norm:
             if accelerator.device.type == "cuda":
                 # timm's own, which keeps the activations of its fused normalisations.
@@ -682,10 +781,10 @@ class SegmentationTrainer:
                 logger.info("SyncBatchNorm needs GPUs: each process normalises with its own part of the batch.")
         if run_args.torch_compile:
             model.compile(backend=run_args.torch_compile_backend)
-        self.average = self.make_average(model)
-
-        optimizer = make_optimizer(model, run_args)
-        scheduler = make_scheduler(optimizer, run_args)
+        with main_process_leads(accelerator):
+            self.average = self.make_average(model)
+            optimizer = make_optimizer(model, run_args)
+            scheduler = make_scheduler(optimizer, run_args)
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             # Which otherwise wants to see the data loader, and clips by itself.
             plugin_config = accelerator.state.deepspeed_plugin.deepspeed_config
@@ -700,6 +799,9 @@ class SegmentationTrainer:
         self.best_mean_iou = -1.0
         self.evaluated_step = -1
         self.metrics: dict[str, Any] = {}
+        self.fingerprint = None
+        if accelerator.is_main_process and isinstance(self.train_set, datasets.Dataset):
+            self.fingerprint = data_fingerprint(self.train_set)
         if checkpoint is not None:
             self.load_checkpoint(checkpoint)
         self.log = TrainingLog(accelerator, self.output_dir, self.step)
@@ -712,6 +814,14 @@ class SegmentationTrainer:
     def options(self) -> dict[str, Any]:
         """All options by name."""
         return {**asdict(self.model_args), **asdict(self.data_args), **asdict(self.run_args)}
+
+    def check_accumulation(self) -> None:
+        steps = self.run_args.gradient_accumulation_steps
+        if self.accelerator.gradient_accumulation_steps != steps:
+            raise ValueError(
+                f"gradient_accumulation_steps={steps}, but Accelerate's launcher or configuration says "
+                f"{self.accelerator.gradient_accumulation_steps}: set both to the same."
+            )
 
     def check_trackers(self) -> None:
         # Accelerate leaves out trackers that are not installed without a word.
@@ -736,41 +846,37 @@ class SegmentationTrainer:
     # ---- checkpoints ----
 
     def find_checkpoint(self) -> Path | None:
-        """The checkpoint to resume from, the same in every process; `None` to start anew."""
-        found: list[Path | None] = [None]
-        if self.accelerator.is_main_process:
-            if self.output_dir.is_file():
-                raise NotADirectoryError(f"output_dir {self.output_dir} is a file: name a folder.")
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            for name in ("model", "best_model"):
-                remove_leftovers(self.output_dir / name)
-            wanted, newest = self.run_args.resume_from_checkpoint, latest_checkpoint(self.output_dir)
-            if wanted == "latest":
-                found = [newest]
-                if newest is None:
-                    logger.info(f"There is no checkpoint in {self.output_dir} yet: training starts anew.")
-            elif wanted is not None:
-                found = [self.named_checkpoint(wanted)]
-                if newest is not None and found[0].resolve().parent != self.output_dir.resolve():
-                    raise ValueError(
-                        f"{self.output_dir} has checkpoints of its own ({newest.name}), and {found[0]} is none of "
-                        "them: name another output_dir."
-                    )
-                if newest is not None and newest.resolve() != found[0].resolve():
-                    raise ValueError(
-                        f"{self.output_dir} has a newer checkpoint than the one to resume from, {newest.name}: remove "
-                        "it, or name another output_dir."
-                    )
-            elif newest is not None:
+        """The checkpoint to resume from; `None` to start anew."""
+        for name in ("model", "best_model"):
+            remove_leftovers(self.output_dir / name)
+        wanted, newest = self.run_args.resume_from_checkpoint, latest_checkpoint(self.output_dir)
+        found = None
+        if wanted == "latest":
+            found = newest
+            if newest is None:
+                logger.info(f"There is no checkpoint in {self.output_dir} yet: training starts anew.")
+        elif wanted is not None:
+            found = self.named_checkpoint(wanted)
+            if newest is not None and found.resolve().parent != self.output_dir.resolve():
                 raise ValueError(
-                    f"{self.output_dir} has checkpoints ({newest.name}): go on with --resume_from_checkpoint latest, "
+                    f"{self.output_dir} has checkpoints of its own ({newest.name}), and {found} is none of them: name "
+                    "another output_dir."
+                )
+            if newest is not None and newest.resolve() != found.resolve():
+                raise ValueError(
+                    f"{self.output_dir} has a newer checkpoint than the one to resume from, {newest.name}: remove it, "
                     "or name another output_dir."
                 )
-            elif any((self.output_dir / name).exists() for name in ("model", "best_model")):
-                raise ValueError(f"{self.output_dir} has the model of an earlier training: name another output_dir.")
-            if found[0] is not None:
-                read_checkpoint(found[0])
-        return broadcast_object_list(found)[0]
+        elif newest is not None:
+            raise ValueError(
+                f"{self.output_dir} has checkpoints ({newest.name}): go on with --resume_from_checkpoint latest, or "
+                "name another output_dir."
+            )
+        elif any((self.output_dir / name).exists() for name in ("model", "best_model")):
+            raise ValueError(f"{self.output_dir} has the model of an earlier training: name another output_dir.")
+        if found is not None:
+            read_checkpoint(found)
+        return found
 
     def named_checkpoint(self, name: str) -> Path:
         """The folder of a checkpoint, named by its path or, in `output_dir`, without it."""
@@ -797,6 +903,18 @@ class SegmentationTrainer:
             return
         folder = [start_checkpoint(self.output_dir, self.step) if accelerator.is_main_process else None]
         folder = broadcast_object_list(folder)[0]
+        try:
+            self.write_checkpoint(folder)
+        except Exception:
+            # Half a checkpoint must not take the space that is missing.
+            if accelerator.is_main_process:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        accelerator.wait_for_everyone()
+        logger.info(f"Saved {self.output_dir / f'checkpoint-{self.step}'}")
+
+    def write_checkpoint(self, folder: Path) -> None:
+        accelerator = self.accelerator
         accelerator.save_state(folder)
         if accelerator.is_main_process:
             if self.average is not None:
@@ -808,6 +926,7 @@ class SegmentationTrainer:
                 "metrics": self.metrics,
                 "num_processes": accelerator.num_processes,
                 "num_examples": len(self.train_set) if isinstance(self.train_set, datasets.Dataset) else None,
+                "data_fingerprint": self.fingerprint,
                 "id2label": self.config.id2label,
                 "options": self.options(),
                 "versions": {
@@ -819,15 +938,16 @@ class SegmentationTrainer:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             commit_checkpoint(folder, content, self.run_args.save_total_limit or None)
-        accelerator.wait_for_everyone()
-        logger.info(f"Saved {self.output_dir / f'checkpoint-{self.step}'}")
 
     def load_checkpoint(self, checkpoint: Path) -> None:
         """Goes on from a checkpoint, after a look at whether this is the same training."""
         content = json.loads((checkpoint / "checkpoint.json").read_text(encoding="utf-8"))
-        self.check_resumed(checkpoint, content)
+        with main_process_leads(self.accelerator):
+            self.check_resumed(checkpoint, content)
         with plain_tensors(str(checkpoint)):
             self.accelerator.load_state(checkpoint)
+        if content["num_processes"] == self.accelerator.num_processes:
+            self.check_random_states(checkpoint)
         self.set_learning_rates()
         self.accelerator.step = 0  # counts accumulated pieces, of which there may be another number now
         if self.average is not None:
@@ -841,6 +961,29 @@ class SegmentationTrainer:
         for name in ("use_pretrained_backbone", "backbone_checkpoint", "model_name_or_path"):
             setattr(self.model_args, name, content["options"].get(name))
         logger.info(f"Resumed from {checkpoint}")
+
+    def check_random_states(self, checkpoint: Path) -> None:
+        """Warns of random states that were not restored, which Accelerate passes over."""
+        device = self.accelerator.device
+        try:
+            file = checkpoint / f"random_states_{self.accelerator.process_index}.pkl"
+            with plain_tensors(str(file)):
+                saved = load(file)
+            pairs = [(torch.get_rng_state(), saved["torch_manual_seed"])]
+            pairs += zip(np.random.get_state()[1:], saved["numpy_random_seed"][1:])
+            pairs += zip(random.getstate(), saved["random_state"])
+            if device.type != "cpu":
+                states = torch.get_device_module(device).get_rng_state_all()
+                pairs += zip(states, saved[f"torch_{device.type}_manual_seed"], strict=True)
+            problem = None if all(np.array_equal(*pair) for pair in pairs) else "they are of another kind"
+        except Exception as error:  # whatever a file that is not what it was can bring about
+            problem = f"{type(error).__name__}: {error}"
+        if problem is not None:
+            logger.warning(
+                f"Process {self.accelerator.process_index} cannot restore the random states of {checkpoint} "
+                f"({problem}): dropout draws other numbers than without the stop.",
+                main_process_only=False,
+            )
 
     def set_learning_rates(self) -> None:
         """Those of this step in the schedule as it is now, whose end may be another one than when it was saved."""
@@ -878,6 +1021,14 @@ class SegmentationTrainer:
             )
         for name in sorted(NOTED_OPTIONS & changed.keys()):
             logger.warning(f"Since {checkpoint}, {changed[name]}.")
+        # A warning, because training stops at a broken file, and goes on when it is mended.
+        known = content.get("data_fingerprint") or {}  # which older checkpoints do not have
+        other = [part for part, value in (self.fingerprint or {}).items() if known.get(part, value) != value]
+        if other:
+            logger.warning(
+                f"Since {checkpoint}, the data was replaced: its files have other {' and '.join(other)}. If that is "
+                "not meant, bring the old data back, or start a new training in another output_dir."
+            )
         if content["num_processes"] != self.accelerator.num_processes:
             logger.warning(
                 f"{checkpoint} is from {content['num_processes']} process(es), now there are "
@@ -1161,21 +1312,85 @@ class SegmentationTrainer:
             logger.info(f"Uploaded to https://huggingface.co/{repository}")
 
 
+# What comes of options, files, disks and data, and not of a mistake in the code.
+USER_ERRORS = (
+    ValueError, OSError, ImportError, FloatingPointError, SafetensorError, StrictDataclassError, torch.OutOfMemoryError
+)  # fmt: skip
+
+
+def is_full_disk(error: Exception) -> bool:
+    """Whether there was no room to write. PyTorch and safetensors say so in their own words."""
+    is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return is_full or "inline_container.cc" in str(error) or "(os error 28)" in str(error)
+
+
 def main(args: list[str] | None = None) -> dict[str, Any]:
     """Trains, and returns the metrics of the last evaluation of this process."""
     arguments = parse_arguments(args)
+    run_args = arguments[-1]
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     logging.getLogger("accelerate").setLevel(logging.WARNING)
-    if arguments[-1].disable_tqdm:
+    if run_args.disable_tqdm:
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
     multiprocessing.util.Finalize(None, end_workers, exitpriority=0)  # before Python waits for them
-    trainer = SegmentationTrainer(*arguments)
-    if trainer.train():
-        trainer.finish()
-    trainer.accelerator.end_training()
+    accelerator = make_accelerator(run_args)
+    output_dir = Path(run_args.output_dir)
+    with ExitStack() as stack:
+        with main_process_leads(accelerator):
+            if accelerator.is_main_process:
+                if output_dir.is_file():
+                    raise NotADirectoryError(f"output_dir {output_dir} is a file: name a folder.")
+                output_dir.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(lock_folder(output_dir))
+        trainer = SegmentationTrainer(accelerator, *arguments)
+        try:
+            if trainer.train():
+                trainer.finish()
+        except Exception as error:
+            if not is_full_disk(error):
+                raise
+            newest, free = latest_checkpoint(output_dir), shutil.disk_usage(output_dir).free
+            raise OSError(
+                f"No space left on the disk ({error}). Without what was unfinished, {free / 1e6:.1f} MB are free in "
+                f"{output_dir}. {f'The last whole checkpoint is {newest}' if newest else 'There is no checkpoint yet'}"
+                ". Make room, and go on with --resume_from_checkpoint latest."
+            ) from error
+        accelerator.end_training()
     return trainer.metrics
 
 
+def message_of(error: Exception) -> str:
+    """What a user should read of an error, in one line."""
+    # From a data loader worker it brings the worker's traceback, whose last line names the error.
+    message = re.split(rf"\n(?:\S+\.)?{type(error).__name__}: ", str(error))[-1]
+    return " ".join(message.split()) or type(error).__name__
+
+
+def command() -> int:
+    """
+    `main` for a shell, with the exit status: a user's errors are one line there, unless --traceback is among the
+    options. All other errors are raised.
+    """
+    try:
+        main()
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        # So a process on a CPU says that another one has ended, which has told why.
+        is_alone = "gloo/transport" in str(error)
+        if "--traceback" in sys.argv or not (isinstance(error, USER_ERRORS) or is_alone):
+            raise
+        is_connected = torch.distributed.is_available() and torch.distributed.is_initialized()
+        # Until they know each other, the processes of a machine do the same; and a loss is that of all of them.
+        is_common = not is_connected or isinstance(error, FloatingPointError)
+        if not is_common or int(os.environ.get("LOCAL_RANK", 0)) <= 0:
+            process = f" (process {torch.distributed.get_rank()})" if is_connected else ""
+            print(f"{Path(sys.argv[0]).name}: error{process}: {message_of(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(command())

@@ -1,6 +1,7 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """The trainer, from its options to the model that it uploads."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -24,6 +25,7 @@ import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForSemanticSegmentation, pipeline
 
@@ -111,12 +113,16 @@ def assert_same(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tens
     assert not different
 
 
-@pytest.fixture(autouse=True)
-def new_accelerate_state():
+def new_state() -> None:
     """As in a new process."""
-    yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def new_accelerate_state():
+    yield
+    new_state()
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +134,9 @@ def processes():
     # Without this, the preloading finds nothing and says nothing.
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
 
-    def start(arguments: list[str], **environment: str) -> multiprocessing.Process:
-        process = context.Process(target=run_in_process, args=(arguments, environment))
+    def start(arguments: list[str], errors: Path | None = None, **environment: str) -> multiprocessing.Process:
+        """With a file for errors it runs as from a shell."""
+        process = context.Process(target=run_in_process, args=(arguments, environment, errors))
         process.start()
         started.append(process)
         return process
@@ -140,11 +147,17 @@ def processes():
         process.join()
 
 
-def run_in_process(arguments: list[str], environment: dict[str, str]) -> None:
+def run_in_process(arguments: list[str], environment: dict[str, str], errors: Path | None) -> None:
     os.environ.update(environment)
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # its data loader workers have imported everything too
-    trainer.main(arguments)
+    if errors is None:
+        trainer.main(arguments)
+        return
+    sys.argv = ["train.py", *arguments]
+    with errors.open("a") as file:
+        os.dup2(file.fileno(), 2)
+    sys.exit(trainer.command())
 
 
 def wait_for_step(process: multiprocessing.Process, output_dir: Path, step: int) -> None:
@@ -182,6 +195,95 @@ def test_options_that_do_not_fit(tmp_path):
         run(tmp_path, config_overrides='{"hiden_size": 3}')
     with pytest.raises(ValueError, match=r"lr_scheduler_kwargs .* does not fit lr_scheduler_type cosine"):
         run(tmp_path, lr_scheduler_type="cosine", lr_scheduler_kwargs='{"power": 0.9}')
+
+
+def run_as_command(monkeypatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["folder/train.py", *words])
+    return trainer.command()
+
+
+def test_errors_of_a_user_are_one_line(tmp_path, monkeypatch, capsys):
+    """Whatever lines the message has."""
+    (tmp_path / "options.yaml").write_text("dataset_name: synthetic\nlerning_rate: 1\n")
+    for words, message in (
+        ([str(tmp_path / "options.yaml")], "options.yaml has unknown options: lerning_rate. --help lists"),
+        (arguments(tmp_path, lerning_rate=1), "['--lerning_rate', '1']"),
+        (arguments(tmp_path, dataset_name="ade20k", data_dir="nowhere"), "There is no folder 'nowhere"),
+        (arguments(tmp_path, config_overrides={"hidden_size": 33}), "num_attention_heads=4 does not divide"),
+        (arguments(tmp_path, config_overrides={"hidden_size": "x"}), "'hidden_size' expected int, got str"),
+        (arguments(tmp_path, eval_split="nowhere"), "That was the evaluation set."),
+    ):
+        assert run_as_command(monkeypatch, *words) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("train.py: error: ") and message in line
+        new_state()
+    with pytest.raises(ValueError, match="unknown options"):
+        run_as_command(monkeypatch, str(tmp_path / "options.yaml"), "--traceback")
+    with pytest.raises(SystemExit) as status:
+        run_as_command(monkeypatch, *arguments(tmp_path, max_steps="many"))
+    assert status.value.code == 2
+    usage, line = capsys.readouterr().err.splitlines()
+    assert usage == "usage: train.py [OPTIONS.yaml] [--option value ...]"
+    assert "invalid int value: 'many'" in line
+
+
+def test_other_errors_keep_their_traceback(tmp_path, monkeypatch, capsys):
+    def fail(*args):
+        raise raised
+
+    monkeypatch.setattr(trainer, "load_data", fail)
+    raised = AttributeError("a mistake")
+    with pytest.raises(AttributeError, match="a mistake"):
+        run_as_command(monkeypatch, *arguments(tmp_path))
+    new_state()
+    raised = KeyboardInterrupt()
+    assert run_as_command(monkeypatch, *arguments(tmp_path)) == 130
+    assert capsys.readouterr().err == "train.py: interrupted\n"
+
+
+def test_a_command_that_ends_well(tmp_path, monkeypatch, capsys):
+    assert run_as_command(monkeypatch, *arguments(tmp_path, max_steps=1, evaluate=False), "--traceback") == 0
+    assert "traceback" not in read_checkpoint(tmp_path / "checkpoint-1")["options"]
+
+
+def told_errors(file: Path) -> list[str]:
+    """The errors that processes printed, all of them in one line."""
+    text = file.read_text()
+    assert "Traceback" not in text
+    return [line for line in text.splitlines() if line.startswith("train.py: ")]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_steps": 0}, "train.py: error: max_steps has to be at least 1"),
+        ({"train_batch_size": 3}, "train.py: error (process 0): train_batch_size=3 can not be shared"),
+        ({"dataset_name": "ade20k", "data_dir": "nowhere"}, "train.py: error (process 0): There is no folder"),
+    ],
+    ids=["options", "batch", "data"],
+)
+def test_one_of_two_processes_tells_of_an_error(options, message, processes, tmp_path):
+    errors = tmp_path / "errors"
+    for process in start_together(processes, 2, arguments(tmp_path / "run", **options), errors=errors):
+        process.join(60)
+        assert process.exitcode == 1
+    (line,) = told_errors(errors)
+    assert line.startswith(message)
+
+
+def test_the_other_process_has_no_traceback(processes, tmp_path):
+    """One meets a bad mask, and the other one loses the connection."""
+    write_image_folders(tmp_path / "data")
+    save_image(np.full(scene(3)[1].shape, 40, dtype=np.uint8), tmp_path / "data" / "masks" / "3.png")
+    options = {"dataset_name": "image_folders", "data_dir": tmp_path / "data", "evaluate": False}
+    options |= {"class_list": tmp_path / "data" / "classes.json", "train_batch_size": 2}
+    errors = tmp_path / "errors"
+    for process in start_together(processes, 2, arguments(tmp_path / "run", **options), errors=errors):
+        process.join(60)
+        assert process.exitcode == 1
+    lines = told_errors(errors)
+    assert all(line.startswith("train.py: error (process ") for line in lines)
+    assert any(str(tmp_path / "data" / "masks" / "3.png") in line for line in lines)
 
 
 def test_models_of_an_earlier_training_stay(tmp_path):
@@ -227,6 +329,64 @@ def test_command_line_wins_over_the_file(tmp_path):
     assert trainer.parse_arguments([str(file)])[2].max_steps == 100
     file.with_suffix(".json").write_text(json.dumps({"dataset_name": "synthetic", "output_dir": "x", "seed": 3}))
     assert trainer.parse_arguments([str(file.with_suffix(".json"))])[2].seed == 3
+
+
+@pytest.mark.parametrize("as_text", [False, True], ids=["mapping", "JSON"])
+def test_overrides_of_file_and_command_line_are_merged(as_text, tmp_path):
+    overrides = {"decoder_self_attention": "pointwise", "backbone_config": {"model_type": "x", "backbone": "a"}}
+    options = {"config_overrides": json.dumps(overrides) if as_text else overrides, "output_dir": "runs"}
+    file = tmp_path / "options.yaml"
+    file.write_text(yaml.safe_dump({**options, "dataset_name": "synthetic"}))
+    more = '{"num_sampling_points": 4, "backbone_config": {"backbone": "b"}}'
+    for words in (["--config_overrides", more], [f"--config-overrides={more}"]):
+        assert trainer.parse_arguments([str(file), *words])[0].config_overrides == {
+            "decoder_self_attention": "pointwise",
+            "backbone_config": {"model_type": "x", "backbone": "b"},
+            "num_sampling_points": 4,
+        }
+    with pytest.raises(ValueError, match="config_overrides is not JSON"):
+        trainer.parse_arguments([str(file), "--config_overrides", "{"])
+
+
+@pytest.mark.parametrize(
+    ("in_file", "words", "expected"),
+    [
+        ("use_pretrained_backbone: true", ["--backbone_checkpoint", "b.pth"], (False, "b.pth", None)),
+        ("backbone_checkpoint: b.pth", ["--use_pretrained_backbone"], (True, None, None)),
+        ("backbone_checkpoint: b.pth", ["--use_pretrained_backbone", "no"], (False, "b.pth", None)),
+        ("use_pretrained_backbone: true", ["--model_name_or_path", "model"], (False, None, "model")),
+        ("backbone_checkpoint: b.pth", ["--model_name_or_path", "model"], (False, None, "model")),
+        ("model_name_or_path: model", ["--backbone_checkpoint", "b.pth"], (False, "b.pth", None)),
+        ("model_name_or_path: model", ["--preset", "unept-tiny"], (False, None, None)),
+        ("model_name_or_path: model", ["--seed", "1"], (False, None, "model")),
+    ],
+)
+def test_what_a_model_starts_from_on_the_command_line_wins(in_file, words, expected, tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text(f"dataset_name: synthetic\noutput_dir: runs\n{in_file}\n")
+    args = trainer.parse_arguments([str(file), *words])[0]
+    assert (args.use_pretrained_backbone, args.backbone_checkpoint, args.model_name_or_path) == expected
+
+
+def test_two_things_to_start_from_exclude_each_other(tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text("dataset_name: a\noutput_dir: b\nuse_pretrained_backbone: true\nbackbone_checkpoint: c\n")
+    for words in ([str(file)], arguments(tmp_path, use_pretrained_backbone="yes", backbone_checkpoint="c")):
+        with pytest.raises(ValueError, match="exclude each other"):
+            trainer.parse_arguments(words)
+
+
+def test_paths_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    names = ("output_dir", "data_dir", "image_dir", "label_dir", "class_list", "resume_from_checkpoint")
+    options = {name: f"~/{name}" for name in (*names, "dataset_name")}
+    (tmp_path / "options.yaml").write_text(yaml.safe_dump(options))
+    for more in ("model_name_or_path", "backbone_checkpoint"):
+        parsed = trainer.parse_arguments(["~/options.yaml", f"--{more}=~/{more}"])
+        found = {key: value for one in parsed for key, value in vars(one).items()}
+        for name in (*options, more):
+            assert found[name] == os.path.join(tmp_path, name)
 
 
 def test_unknown_option_in_a_file(tmp_path):
@@ -277,6 +437,17 @@ def test_options_that_can_not_be(options, message, tmp_path):
 def test_runs_that_can_not_start(options, message, tmp_path):
     with pytest.raises((ValueError, OSError), match=message):
         run(**{"output_dir": tmp_path, **options})
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+@pytest.mark.parametrize("cpu", [True, False])
+def test_what_shares_weights_is_not_for_the_cpu(name, cpu, tmp_path, monkeypatch):
+    """Accelerate trains without it, and says nothing."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: cpu)
+    why = "cpu: true keeps the training off them: drop cpu, or" if cpu else "PyTorch finds none:"
+    with pytest.raises(ValueError, match=f"asks for {name}, which needs GPUs, but {why} launch without {name}"):
+        run(tmp_path, cpu=cpu, max_steps=1, evaluate=False)
 
 
 def test_there_is_a_config_for_every_row_of_the_paper():
@@ -471,10 +642,13 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def start_together(processes, world_size: int, arguments: list[str]) -> list[multiprocessing.Process]:
+def start_together(
+    processes, world_size: int, arguments: list[str], errors: Path | None = None
+) -> list[multiprocessing.Process]:
     """Processes of one training, as a launcher starts them."""
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
-    return [processes(arguments, RANK=str(rank), LOCAL_RANK=str(rank), **environment) for rank in range(world_size)]
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
+    return [processes(arguments, errors, **environment, **rank) for rank in ranks]
 
 
 def test_accumulated_pieces_are_the_whole_batch(tmp_path):
@@ -520,7 +694,7 @@ def test_average_of_the_weights(tmp_path):
     assert_same(weights_of(tmp_path / "model"), saved)
 
 
-def test_memory_savers_and_trackers(tmp_path):
+def test_memory_savers_and_trackers(tmp_path, recwarn):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run(
@@ -534,6 +708,7 @@ def test_memory_savers_and_trackers(tmp_path):
         eval_steps=1,
         load_best_model_at_end=True,
     )
+    assert not [warning for warning in recwarn if "gradient_checkpointing_enable" in str(warning.message)]
     assert all(np.isfinite(log_of(tmp_path)))
     assert weights_of(tmp_path / "model")["classifier.weight"].dtype == torch.float32
     assert_same(weights_of(tmp_path / "model"), weights_of(tmp_path / "best_model"))
@@ -721,6 +896,90 @@ def test_a_trained_model_that_would_run_code(tmp_path):
     assert "weights_only" not in "".join(traceback.format_exception(error.value))
 
 
+def test_two_trainings_in_one_folder(processes, tmp_path):
+    first = processes(arguments(tmp_path, max_steps=1000, evaluate=False, save_steps=2))
+    wait_for_step(first, tmp_path, 1)
+    with pytest.raises(BlockingIOError, match=rf"in use by another training, process {first.pid} on "):
+        run(tmp_path, resume_from_checkpoint="latest")
+    assert first.exitcode is None
+    wait_for_step(first, tmp_path, log_of(tmp_path, "step")[-1] + 3)
+    first.kill()
+    first.join()
+    step = read_checkpoint(list_checkpoints(tmp_path)[-1])["step"]
+    run(tmp_path, max_steps=step + 1, evaluate=False, resume_from_checkpoint="latest")
+    assert log_of(tmp_path, "step") == list(range(1, step + 2))
+
+
+def change_random_states(checkpoint: Path, change) -> None:
+    """As if they had been saved like this: with their hash."""
+    file = checkpoint / "random_states_0.pkl"
+    change(file)
+    content = json.loads((checkpoint / "checkpoint.json").read_text())
+    if file.is_file():
+        data = file.read_bytes()
+        content["files"][file.name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    else:
+        del content["files"][file.name]
+    (checkpoint / "checkpoint.json").write_text(json.dumps(content))
+
+
+def drop_numpy(file: Path) -> None:
+    states = torch.load(file, weights_only=False)
+    del states["numpy_random_seed"]
+    torch.save(states, file)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (Path.unlink, "FileNotFoundError"),
+        (lambda file: file.write_bytes(b"nothing"), "Error: "),
+        (drop_numpy, "KeyError: 'numpy_random_seed'"),
+    ],
+    ids=["missing", "broken", "incomplete"],
+)
+def test_random_states_that_are_not_restored(change, reason, tmp_path, caplog):
+    options = {"max_steps": 1, "evaluate": False, "resume_from_checkpoint": "latest"}
+    run(tmp_path, **options)
+    run(tmp_path, **options)
+    message = "Process 0 cannot restore the random states of "
+    assert message not in caplog.text
+    change_random_states(tmp_path / "checkpoint-1", change)
+    run(tmp_path, **options)
+    (line,) = (record.message for record in caplog.records if message in record.message)
+    assert reason in line and "dropout draws other numbers" in line
+
+
+@pytest.mark.parametrize(
+    ("target", "error"),
+    [
+        ("accelerate.checkpointing.save", OSError(errno.ENOSPC, "No space left on device")),
+        ("accelerate.checkpointing.save", SafetensorError("I/O error: No space left on device (os error 28)")),
+        ("torch.save", RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")),
+        ("unept_hf.training_checkpoints._sync", OSError(errno.EDQUOT, "Disk quota exceeded")),
+        ("matplotlib.figure.Figure.savefig", OSError(errno.ENOSPC, "No space left on device")),
+    ],
+    ids=["checkpoint", "weights", "optimizer", "quota", "picture"],
+)
+def test_full_disk(target, error, tmp_path, monkeypatch):
+    run(tmp_path, max_steps=1, evaluate=False)
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(target, fail)
+    message = (
+        rf"No space left on the disk \(.*MB are free in .*The last whole checkpoint is {tmp_path}/checkpoint-\d\. "
+    )
+    with pytest.raises(OSError, match=message) as raised:
+        run(tmp_path, max_steps=2, evaluate=False, resume_from_checkpoint="latest")
+    assert raised.value.__cause__ is error
+    assert not list(tmp_path.glob(".unfinished*"))
+    monkeypatch.undo()
+    run(tmp_path, max_steps=2, evaluate=False, resume_from_checkpoint="latest")
+    assert log_of(tmp_path, "step") == [1, 2]
+
+
 def test_killed_while_models_are_written(tmp_path, monkeypatch):
     """The best model is found again, what was half written goes, and the final model is there as a whole or not."""
     options = {"max_steps": 2, "load_best_model_at_end": True, "resume_from_checkpoint": "latest"}
@@ -837,6 +1096,7 @@ def test_image_folders_need_something_to_evaluate_on(tmp_path):
         run(tmp_path / "run", **options)
     run(tmp_path / "run", **options, eval_fraction=0.25)
     assert read_checkpoint(tmp_path / "run" / "checkpoint-1")["num_examples"] == 6
+    assert run(tmp_path / "run", **options, eval_fraction=0.25, resume_from_checkpoint="latest")
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert "a held-out share" in card
     assert card == (tmp_path / "run" / "best_model" / "README.md").read_text() and "\n# run\n" in card
@@ -850,8 +1110,52 @@ def test_image_folders_need_something_to_evaluate_on(tmp_path):
     assert {one.dataset_split for one in results} == {"a held-out share of train"}
 
 
+def test_replaced_data_is_noticed(tmp_path, caplog):
+    write_image_folders(tmp_path / "data")
+    options = {
+        "dataset_name": "image_folders",
+        "data_dir": tmp_path / "data",
+        "class_list": tmp_path / "data" / "classes.json",
+        "max_steps": 1,
+        "evaluate": False,
+        "resume_from_checkpoint": "latest",
+    }
+
+    def warnings_of_a_resume() -> list[str]:
+        caplog.clear()
+        run(tmp_path / "run", **options)
+        return [record.message for record in caplog.records if "the data was replaced" in record.message]
+
+    assert not warnings_of_a_resume()
+    assert not warnings_of_a_resume()
+    checkpoint = tmp_path / "run" / "checkpoint-1" / "checkpoint.json"
+    written = checkpoint.read_text()
+
+    # The same data in another place is not other data.
+    shutil.copytree(tmp_path / "data", tmp_path / "moved")
+    options["data_dir"] = tmp_path / "moved"
+    assert not warnings_of_a_resume()
+    for folder, name in (("images", "7.jpg"), ("masks", "7.png")):
+        path = tmp_path / "moved" / folder / name
+        whole = path.read_bytes()
+        path.write_bytes(whole + b"\0")
+        (message,) = warnings_of_a_resume()
+        assert "its files have other sizes. If" in message
+        path.write_bytes(whole)
+    for path in (*(tmp_path / "moved" / "images").glob("7.*"), *(tmp_path / "moved" / "masks").glob("7.*")):
+        path.rename(path.with_stem("8"))
+    (message,) = warnings_of_a_resume()
+    assert "its files have other names. If" in message
+
+    # Checkpoints of earlier versions do not know.
+    content = json.loads(written)
+    del content["data_fingerprint"]
+    checkpoint.write_text(json.dumps(content))
+    assert not warnings_of_a_resume()
+
+
 def test_a_bad_mask_ends_the_process(processes, tmp_path):
-    """Its data loader workers ignore signals, and Python waits for them."""
+    """Its data loader workers ignore signals, and Python waits for them. The error is one line all the same."""
     write_image_folders(tmp_path / "data")
     for index in range(6):
         save_image(np.full((64, 64), 40 + index, dtype=np.uint8), tmp_path / "data" / "masks" / f"{index}.png")
@@ -859,9 +1163,12 @@ def test_a_bad_mask_ends_the_process(processes, tmp_path):
     options = {"dataset_name": "image_folders", "data_dir": tmp_path / "data", "evaluate": False}
     class_list = tmp_path / "data" / "classes.json"
     options = arguments(tmp_path / "run", **options, class_list=class_list, dataloader_num_workers=2)
-    process = processes(options)
+    process = processes(options, errors=tmp_path / "errors")
     process.join(60)
     assert process.exitcode == 1
+    (line,) = told_errors(tmp_path / "errors")
+    assert line.startswith("train.py: error: ")
+    assert str(tmp_path / "data" / "masks") in line
 
 
 def test_streaming(tmp_path):
