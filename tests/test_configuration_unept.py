@@ -147,3 +147,48 @@ def test_overrides_are_checked_together(tmp_path):
             UneptConfig.from_pretrained(tmp_path, **fields)
     config, unused = UneptConfig.from_pretrained(tmp_path, dropout=0.0, other=1, return_unused_kwargs=True)
     assert (config.dropout, unused) == (0.0, {"other": 1})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"id2label": {"0": "road", "1": "car", "2": "sky"}},
+        {"id2label": {2: "sky", 0: "road", 1: "car"}},
+        {"label2id": {"road": 0, "car": 1, "sky": 2}},
+    ],
+    ids=["string keys", "another order", "label2id alone"],
+)
+def test_labels_are_numbers_and_names_both_ways(given, tmp_path):
+    id2label, label2id = {0: "road", 1: "car", 2: "sky"}, {"road": 0, "car": 1, "sky": 2}
+    UneptConfig.from_preset("unept-tiny", num_labels=7).save_pretrained(tmp_path)
+    for config in (
+        UneptConfig.from_preset("unept-tiny", **given),
+        UneptConfig.from_pretrained(tmp_path, **given),
+        UneptConfig.from_pretrained(tmp_path, num_labels=3, **given),
+    ):
+        assert (config.num_labels, config.id2label, config.label2id) == (3, id2label, label2id)
+        assert list(config.id2label) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "id2label, message",
+    [
+        ({1: "road", 2: "car"}, r"keys 0\.\.1 for its 2 classes, got 1, 2: count from 0"),
+        ({0: "road", 2: "car"}, "got 0, 2"),
+        ({"0": "road", "seven": "car"}, "got 0, seven"),
+        ({-1: "void", 0: "road"}, "got -1, 0"),
+        ({index + 1: "x" for index in range(150)}, "got 1, 2, 3, 4, 5, 6, 7, 8, 9, 10: "),
+    ],
+    ids=["from 1", "gap", "word", "negative", "many"],
+)
+def test_labels_that_are_not_0_to_n(id2label, message, tmp_path):
+    UneptConfig.from_preset("unept-tiny").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        UneptConfig.from_preset("unept-tiny", id2label=id2label)
+    with pytest.raises(ValueError, match=message):
+        UneptConfig.from_pretrained(tmp_path, id2label=id2label)
+
+
+def test_number_of_labels_that_contradicts_their_names():
+    with pytest.raises(ValueError, match="num_labels=5, but id2label names 2 classes"):
+        UneptConfig.from_preset("unept-tiny", num_labels=5, id2label={0: "road", 1: "car"})

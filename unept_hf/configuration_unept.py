@@ -200,6 +200,24 @@ class UneptConfig(PreTrainedConfig):
             if close and name not in fields:
                 logger.warning(f"UneptConfig has no field {name!r}; did you mean {close[0]!r}?")
 
+        if self.id2label is None and self.label2id:
+            self.id2label = {index: label for label, index in self.label2id.items()}
+        if self.id2label:
+            # Keys are strings in JSON.
+            indices = {str(key): label for key, label in self.id2label.items()}
+            expected = [str(index) for index in range(len(self.id2label))]
+            if set(indices) != set(expected):
+                raise ValueError(
+                    f"id2label must have the keys 0..{len(expected) - 1} for its {len(expected)} classes, got "
+                    f"{', '.join(list(indices)[:10])}: count from 0 without gaps."
+                )
+            self.id2label = {int(index): indices[index] for index in expected}
+            if kwargs.get("num_labels") not in (None, len(expected)):
+                raise ValueError(
+                    f"num_labels={kwargs['num_labels']}, but id2label names {len(expected)} classes: give one of them."
+                )
+            if self.label2id is None:
+                self.label2id = {label: index for index, label in self.id2label.items()}
         if self.backbone_config is None:
             self.backbone_config = copy.deepcopy(PRESETS["unept-resnet50"]["backbone_config"])
         if isinstance(self.backbone_config, dict):
@@ -218,7 +236,13 @@ class UneptConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict, **kwargs):
         # Overrides take part in the construction, so that what does not fit together is found.
         config_dict = dict(config_dict)
-        if "num_labels" in kwargs and "id2label" not in kwargs:
+        if "id2label" in kwargs or "label2id" in kwargs:
+            # What the file says of its classes belongs together.
+            for name in ("id2label", "label2id", "num_labels"):
+                config_dict.pop(name, None)
+                if name in kwargs:
+                    config_dict[name] = kwargs.pop(name)
+        elif "num_labels" in kwargs:
             if len(config_dict.get("id2label") or {}) != kwargs["num_labels"]:
                 config_dict.pop("id2label", None)
                 config_dict.pop("label2id", None)
