@@ -16,15 +16,15 @@ import sys
 import torch
 from original_state_dict import (
     add_shared_arguments,
-    check_state_dict,
+    check_converted,
     convert_backbone_state_dict,
     load_config,
-    load_original_state_dict,
     run,
 )
 
 from unept_hf import UneptModel
 from unept_hf.model_folder import new_folder
+from unept_hf.modeling_unept import read_state_dict
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,14 +43,14 @@ def convert(args: argparse.Namespace) -> None:
     """
     with new_folder(args.output, args.overwrite) as folder:
         config = load_config(args.preset, args.config)
-        original = load_original_state_dict(args.checkpoint)
+        original = read_state_dict(args.checkpoint)
         if "query_embed.weight" in original:
             raise ValueError(
                 f"{args.checkpoint} is a whole UN-EPT, not a backbone: convert it by convert_unept_original_to_hf.py."
             )
         model = UneptModel(config)
         converted, dropped = convert_backbone_state_dict(original, config)
-        check_state_dict(converted, model.backbone.state_dict())
+        check_converted(converted, model.backbone.state_dict())
         model.backbone.load_state_dict(converted, strict=False)
         if "pos_embed" in original:
             before, after = original["pos_embed"].shape[1], converted["_backbone.model.pos_embed"].shape[1]

@@ -18,12 +18,11 @@ from pathlib import Path
 import torch
 from original_state_dict import (
     add_shared_arguments,
-    check_state_dict,
+    check_converted,
     convert_unept_state_dict,
     image_size,
     infer_sizes,
     load_config,
-    load_original_state_dict,
     run,
 )
 from torch import Tensor
@@ -31,6 +30,7 @@ from torch import Tensor
 from unept_hf import UneptConfig, UneptForSemanticSegmentation, UneptImageProcessor
 from unept_hf.data.class_lists import load_class_list
 from unept_hf.model_folder import new_folder
+from unept_hf.modeling_unept import read_state_dict
 
 
 MAX_DIFFERENCE = 1e-4
@@ -162,7 +162,7 @@ def convert(args: argparse.Namespace) -> None:
         config = load_config(args.preset, args.config, id2label=class_list.id2label, label2id=class_list.label2id)
         if args.decoder_self_attention is not None:
             config.decoder_self_attention = args.decoder_self_attention
-        original = load_original_state_dict(args.checkpoint)
+        original = read_state_dict(args.checkpoint)
         sizes = infer_sizes(original)
         if sizes["num_labels"] != len(class_list):
             raise ValueError(
@@ -173,7 +173,7 @@ def convert(args: argparse.Namespace) -> None:
 
         model = UneptForSemanticSegmentation(config).eval()
         converted, dropped = convert_unept_state_dict(original, config)
-        check_state_dict(converted, model.state_dict())
+        check_converted(converted, model.state_dict())
         model.load_state_dict(converted, strict=False)
         for reason, keys in dropped.items():
             print(f"Left out: {', '.join(keys)}. Reason: {reason}.")

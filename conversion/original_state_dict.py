@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unept_hf import UneptConfig
+from unept_hf.modeling_unept import check_state_dict
 
 
 # Original name -> name in UneptForSemanticSegmentation, the backbone apart. The first that matches is applied.
@@ -50,51 +51,6 @@ POINTWISE_REASON = (
     "each query attends to itself alone, as in the original on one image, so that its query and key projections have "
     "no effect (--decoder_self_attention dense keeps them)"
 )
-
-
-def load_original_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """
-    Reads a checkpoint of mmcv (`state_dict`, with the optimizer beside it), of DeiT (`model`), or a bare state dict,
-    without running code from the pickle. The prefix `module.` of data-parallel training is removed.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: for a file that is broken, is no checkpoint, or holds more than tensors and plain values.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint {path}.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        if refused := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ValueError(
-                f"{path} holds Python objects ({refused[1]}) beside the weights. They are not loaded, because that "
-                "can run code: save its state dict alone, with torch.save(state_dict, path)."
-            ) from None
-        reason = (str(error).splitlines() or ["no reason given"])[0]
-        if isinstance(error, pickle.UnpicklingError):
-            # PyTorch's own words advise to load it without checks.
-            reason = "it is not plain tensors, and cannot be loaded safely"
-        raise ValueError(
-            f"{path} is not a PyTorch checkpoint, or is incomplete ({type(error).__name__}: {reason}). "
-            "Download it again."
-        ) from None
-    for key in ("state_dict", "model"):
-        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
-            checkpoint = checkpoint[key]
-            break
-    if not isinstance(checkpoint, dict) or not checkpoint:
-        raise ValueError(f"{path} holds no state dict, neither at the top nor under 'state_dict' or 'model'.")
-    strangers = [str(key) for key, value in checkpoint.items() if not isinstance(value, Tensor)]
-    if strangers:
-        raise ValueError(f"{path}: these entries of the state dict are no tensors: {', '.join(strangers)}.")
-    if not all(isinstance(key, str) for key in checkpoint):
-        raise ValueError(f"{path} holds no state dict: its keys are no names of weights.")
-    not_finite = [key for key, value in checkpoint.items() if not value.isfinite().all()]
-    if not_finite:
-        raise ValueError(f"{path}: these weights hold NaN or infinite values: {', '.join(not_finite)}.")
-    return {key.removeprefix("module."): value for key, value in checkpoint.items()}
 
 
 def rename(key: str, names: list[tuple[str, str | Callable[[re.Match], str]]]) -> str:
@@ -245,25 +201,17 @@ def convert_unept_state_dict(
     return converted, dict(dropped)
 
 
-def check_state_dict(converted: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def check_converted(converted: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """
     Raises:
-        ValueError: that lists every missing, unexpected or misshapen key.
+        ValueError: that counts missing, unexpected and misshapen keys, and names the first ones.
     """
-    # Counters of batches have no effect, and old checkpoints lack them.
-    missing = [key for key in expected if key not in converted and not key.endswith("num_batches_tracked")]
-    problems = [f"  missing: {key}" for key in missing]
-    problems += [f"  unexpected: {key}" for key in converted if key not in expected]
-    problems += [
-        f"  wrong shape: {key} is {tuple(value.shape)}, expected {tuple(expected[key].shape)}"
-        for key, value in converted.items()
-        if key in expected and value.shape != expected[key].shape
-    ]
-    if problems:
+    try:
+        check_state_dict(converted, expected)
+    except ValueError as error:
         raise ValueError(
-            f"The checkpoint does not fit the model in {len(problems)} place(s); nothing was written. Check the "
-            "preset; a model of other sizes is described by --config.\n" + "\n".join(problems)
-        )
+            f"{error} Nothing was written. Check the preset; a model of other sizes is described by --config."
+        ) from error
 
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:

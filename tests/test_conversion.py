@@ -11,13 +11,14 @@ import convert_backbone_to_hf
 import convert_unept_original_to_hf
 import pytest
 import torch
-from original_state_dict import convert_unept_state_dict, load_original_state_dict, resize_position_embedding
+from original_state_dict import convert_unept_state_dict, resize_position_embedding
 from reference_weights import reference_state_dict
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoImageProcessor
 
 from unept_hf import UneptConfig, UneptForSemanticSegmentation, UneptImageProcessor, UneptModel
+from unept_hf.modeling_unept import read_state_dict
 
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -233,10 +234,11 @@ def test_checkpoint_of_another_backbone(script, deit, tmp_path, capsys):
         code,
         capsys,
         options["--output"],
-        f"missing: {prefix}_backbone.layer4.2.conv3.weight",
-        f"unexpected: {prefix}_backbone.model.pos_embed",
+        f" missing: {prefix}_backbone.conv1.0.weight, ",
+        " unexpected: ",
+        " more",
     )
-    assert error.count("  unexpected: ") == len(backbone)
+    assert len(error) < 1500
 
 
 def test_deformable_decoder_self_attention_has_no_weights(deit, deit_tiny, tmp_path, capsys):
@@ -254,9 +256,10 @@ def test_push_to_hub(deit, deit_tiny, without_verification, tmp_path, monkeypatc
     assert deit_tiny["--output"].is_dir()
 
 
-def test_missing_unexpected_and_misshapen_keys_are_all_listed(deit, deit_tiny, tmp_path, capsys):
+def test_missing_unexpected_and_misshapen_keys_are_counted(deit, deit_tiny, tmp_path, capsys):
     state_dict = dict(deit[0])
-    missing = ["layers.1.bias", "backbone.blocks.3.norm1.weight", "spatial_branch.convblock1.bn.running_var"]
+    missing = ["layers.1.bias", "layers.1.weight", "layers.2.bias", "layers.2.weight"]
+    missing += ["backbone.blocks.3.norm1.weight", "spatial_branch.convblock1.bn.running_var"]
     for key in missing:
         del state_dict[key]
     # Old checkpoints have no counters.
@@ -270,16 +273,15 @@ def test_missing_unexpected_and_misshapen_keys_are_all_listed(deit, deit_tiny, t
         code,
         capsys,
         deit_tiny["--output"],
-        "7 place(s)",
-        "missing: model.input_projections.1.bias",
-        "missing: model.backbone._backbone.model.blocks.3.norm1.weight",
-        "missing: model.spatial_branch.normalizations.0.running_var",
-        "unexpected: auxiliary_head.weight",
-        "unexpected: model.backbone._backbone.model.blocks.12.norm1.weight",
-        "wrong shape: model.encoder_layers.0.mlp.fc1.weight is (64, 256), expected (128, 256)",
-        "wrong shape: model.decoder_layers.0.self_attn.v_proj.bias is (232,), expected (256,)",
+        "6 missing: ",
+        "model.backbone._backbone.model.blocks.3.norm1.weight, model.input_projections.1.weight, ",
+        " and 1 more",
+        "2 unexpected: model.backbone._backbone.model.blocks.12.norm1.weight, auxiliary_head.weight",
+        "2 of another shape: model.encoder_layers.0.mlp.fc1.weight ((64, 256) instead of (128, 256)), "
+        "model.decoder_layers.0.self_attn.v_proj.bias ((232,) instead of (256,))",
+        "Check the preset",
     )
-    assert len(error.splitlines()) == 8
+    assert len(error) < 1500
 
 
 def test_number_of_classes_has_to_agree(deit, deit_tiny, tmp_path, capsys):
@@ -524,8 +526,8 @@ def test_deit_backbone_without_distillation_token(deit, deit_backbone, tmp_path,
         code,
         capsys,
         deit_backbone["--output"],
-        "missing: _backbone.model.dist_token",
-        "wrong shape: _backbone.model.pos_embed is (1, 17, 48), expected (1, 18, 48)",
+        "1 missing: _backbone.model.dist_token",
+        "1 of another shape: _backbone.model.pos_embed ((1, 17, 48) instead of (1, 18, 48))",
     )
 
 
@@ -544,4 +546,4 @@ def test_position_embedding_that_is_no_square():
 
 def test_prefix_of_data_parallel_training_is_removed_once(tmp_path):
     torch.save({"module.module.weight": torch.ones(1)}, tmp_path / "model.pth")
-    assert list(load_original_state_dict(tmp_path / "model.pth")) == ["module.weight"]
+    assert list(read_state_dict(tmp_path / "model.pth")) == ["module.weight"]

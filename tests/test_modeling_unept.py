@@ -10,10 +10,12 @@ import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import ResNetConfig, SwinConfig
+from torch.nn.parallel import DistributedDataParallel
+from transformers import ConvNextConfig, Dinov2Config, PvtV2Config, ResNetConfig, SwinConfig
 
-from unept_hf import UneptConfig, UneptForSemanticSegmentation, UneptModel
+from unept_hf import UneptConfig, UneptForSemanticSegmentation, UneptImageProcessor, UneptModel
 from unept_hf.boundary import boundary_targets
+from unept_hf.inference import segment
 from unept_hf.modeling_unept import UneptDeformableAttention, UneptMLP, balanced_cross_entropy
 
 
@@ -307,6 +309,160 @@ def test_backbones(backbone_config, divisor, tmp_path):
     torch.testing.assert_close(loaded(pixel_values).logits, model(pixel_values).logits)
 
 
+@pytest.fixture
+def one_process(tmp_path):
+    """DistributedDataParallel needs a process group, if only of one."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+FOUR_STAGES = {"depths": [1] * 4, "out_indices": [2, 3, 4]}
+TRANSFORMERS_BACKBONES = {
+    "resnet": (ResNetConfig(embedding_size=8, hidden_sizes=[8] * 4, **FOUR_STAGES), 32),
+    "swin": (SwinConfig(embed_dim=8, num_heads=[1] * 4, window_size=4, **FOUR_STAGES), 32),
+    "dinov2": (
+        Dinov2Config(
+            hidden_size=8,
+            num_hidden_layers=4,
+            num_attention_heads=1,
+            image_size=56,
+            patch_size=14,
+            out_indices=[1, 2, 3],
+        ),
+        56,
+    ),
+    "convnext": (ConvNextConfig(hidden_sizes=[8] * 4, **FOUR_STAGES), 32),
+    "pvt": (
+        PvtV2Config(hidden_sizes=[8] * 4, depths=[1] * 4, num_attention_heads=[1] * 4, out_indices=[1, 2, 3]),
+        32,
+    ),
+}
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize("name", list(TRANSFORMERS_BACKBONES))
+def test_one_divisor_for_backbones_of_transformers(name):
+    """An image of odd size comes out whole: each map has as many cells as there are strides in the image."""
+    backbone_config, divisor = TRANSFORMERS_BACKBONES[name]
+    model = tiny_model(backbone_config=copy.deepcopy(backbone_config))
+    assert model.model.size_divisor == divisor
+    with pytest.raises(ValueError, match=f"positive multiples of {divisor},.*size_divisor={divisor}"):
+        model(torch.zeros(1, 3, 480, 648))
+
+    processor = UneptImageProcessor(size_divisor=divisor, size={"shortest_edge": 2 * divisor, "longest_edge": 500})
+    image = torch.randint(0, 256, (3, 2 * divisor + 5, 4 * divisor - 3), dtype=torch.uint8)
+    pixel_values = processor(image, return_tensors="pt").pixel_values
+    shapes = []
+    for projection in model.model.input_projections:
+        projection.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape[-2:]))
+    with torch.no_grad():
+        model(pixel_values)
+    strides = {pixel_values.shape[-2] / rows for rows, _ in shapes} | {pixel_values.shape[-1] / c for _, c in shapes}
+    assert strides == ({14} if name == "dinov2" else {8, 16, 32})
+    assert segment(model, processor, image).label_map.shape == image.shape[1:]
+
+
+@pytest.mark.parametrize("name", ["swin", "dinov2"])
+def test_parameters_that_no_map_depends_on_are_frozen(name, one_process, tmp_path):
+    """Without that, DistributedDataParallel raises at the second step."""
+    backbone_config = copy.deepcopy(TRANSFORMERS_BACKBONES[name][0])
+    model = tiny_model(backbone_config=backbone_config)
+    model.save_pretrained(tmp_path / "model")
+    for candidate in (model, UneptForSemanticSegmentation.from_pretrained(tmp_path / "model")):
+        backbone = candidate.model.backbone
+        frozen = {key for key, parameter in backbone.named_parameters() if not parameter.requires_grad}
+        assert {"swin": "swin.layernorm.weight", "dinov2": "embeddings.mask_token"}[name] in frozen
+        # Of the last layer of four, whose output nobody asked for.
+        assert any(key.startswith("encoder.layer.3.") for key in frozen) == (name == "dinov2")
+        assert not any(key.startswith("encoder.layer.2.") for key in frozen)
+        parallel = DistributedDataParallel(candidate.train())
+        for _ in range(3):
+            parallel(images(2, 224, 224), labels=blocks(2, 224, 224)).loss.backward()
+
+
+def timm_model(backbone, out_indices, **model_args):
+    backbone_config = {"model_type": "timm_backbone", "backbone": backbone, "out_indices": out_indices}
+    return tiny_model(backbone_config={**backbone_config, "model_args": model_args})
+
+
+@pytest.mark.parametrize(
+    "backbone, out_indices, divisor, model_args",
+    [
+        ("test_mambaout", [1, 2, 3], 32, {}),
+        ("test_vit", [1, 3, 5], 16, {}),
+        ("test_efficientnet", [2, 3, 4], 32, {}),
+        (
+            "swin_tiny_patch4_window7_224",
+            [1, 2, 3],
+            32,
+            {"embed_dim": 12, "depths": [1, 1, 2, 1], "num_heads": [1, 1, 2, 2]},
+        ),
+        pytest.param("swinv2_tiny_window8_256", [1, 2, 3], 32, {}, marks=pytest.mark.slow),
+        pytest.param("maxvit_pico_rw_256", [2, 3, 4], 256, {}, marks=pytest.mark.slow),
+        pytest.param("xcit_nano_12_p8_224", [3, 7, 11], 8, {}, marks=pytest.mark.slow),
+        pytest.param("mobilenetv3_small_050", [2, 3, 4], 32, {}, marks=pytest.mark.slow),
+    ],
+)
+def test_families_of_timm(backbone, out_indices, divisor, model_args, one_process):
+    """Channels-last maps, windows that must be full, and every parameter with a gradient."""
+    model = timm_model(backbone, out_indices, **model_args)
+    assert model.model.size_divisor == divisor
+    side = math.ceil(64 / divisor) * divisor
+    parallel = DistributedDataParallel(model.train())
+    for _ in range(3):
+        outputs = parallel(images(2, side, side), labels=blocks(2, side, side))
+        assert outputs.logits.shape == (2, 5, side // 8, side // 8)
+        assert outputs.loss.isfinite()
+        outputs.loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    with torch.no_grad():
+        logits = model.eval()(images(1, side, side + divisor)).logits
+    assert logits.shape == (1, 5, side // 8, (side + divisor) // 8)
+
+
+def test_channels_last_maps_are_those_of_timm():
+    """The maps are turned, not misread: equal to those of timm's own extractor for channels-first maps."""
+    model = timm_model("test_mambaout", [1, 2, 3])
+    weights = model.model.backbone._backbone
+    seen = []
+    model.model.input_projections[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(images(1, 64, 96))
+        expected = weights(images(1, 64, 96))[0]
+    assert expected.shape[-1] == seen[0].shape[1]
+    torch.testing.assert_close(seen[0], torch.einsum("bhwc->bchw", expected))
+
+
+def test_backbones_of_one_image_size():
+    with pytest.raises(
+        ValueError, match=r"'coat_lite_tiny' takes images of one size only.*'model_args': {'img_size': 448}"
+    ):
+        timm_model("coat_lite_tiny", [1, 2, 3])
+    small = {"embed_dims": [16] * 4, "serial_depths": [1] * 4, "num_heads": 8}
+    model = timm_model("coat_lite_tiny", [1, 2, 3], img_size=96, **small)
+    assert (model.model.size_divisor, model.model.fixed_image_size) == (32, (96, 96))
+    assert model(images(1, 96, 96)).logits.shape == (1, 5, 12, 12)
+    with pytest.raises(ValueError, match=r"height 64 and width 96: .*96 x 96 only.*size={'height': 96, 'width': 96}"):
+        model(images(1, 64, 96))
+    with pytest.raises(ValueError, match="in multiples of 32"):
+        timm_model("coat_lite_tiny", [1, 2, 3], img_size=72, **small)
+
+
+def test_backbones_whose_maps_do_not_cover_the_image():
+    with pytest.raises(ValueError, match=r"'inception_v3' must cover an image evenly.*makes maps.*Choose another"):
+        timm_model("inception_v3", [2, 3, 4])
+
+
+@pytest.mark.floor
+def test_one_class_cannot_be_trained():
+    model = UneptForSemanticSegmentation.from_preset("unept-tiny", num_labels=1).eval()
+    assert model(images()).logits.shape == (2, 1, 8, 12)
+    with pytest.raises(ValueError, match=r"num_labels=1 trains nothing.*num_labels=2"):
+        model(images(), labels=torch.zeros(2, 64, 96).long())
+
+
 def test_queries_start_at_their_own_place_on_every_level():
     """With offsets of zero a query samples its own cell centre, on maps of any size."""
     model = tiny_model().model
@@ -325,7 +481,7 @@ def test_queries_start_at_their_own_place_on_every_level():
 )
 def test_backbones_that_timm_can_not_make(fields):
     backbone_config = {"model_type": "timm_backbone", "out_indices": [2, 3, 4], **fields}
-    with pytest.raises(ValueError, match=r"timm can not make the backbone_config.*timm.list_models"):
+    with pytest.raises(ValueError, match=r"timm cannot make the backbone_config.*timm.list_models"):
         tiny_model(backbone_config=backbone_config)
 
 
@@ -390,8 +546,84 @@ def test_pretrained_backbones(tmp_path):
     state_dict = dict(donor.model.backbone.state_dict())
     state_dict["extra.weight"] = state_dict.pop("_backbone.conv1.0.weight")
     save_file(state_dict, tmp_path / "wrong.safetensors")
-    with pytest.raises(ValueError, match=r"missing _backbone.conv1.0.weight; unexpected extra.weight"):
+    message = r"1 missing: _backbone.conv1.0.weight; 1 unexpected: extra.weight\."
+    with pytest.raises(ValueError, match=message):
         model.load_pretrained_backbone(tmp_path / "wrong.safetensors")
+
+
+def random_classifier(name, **kwargs):
+    """A classifier of timm whose statistics of batch norms are not those of a new one."""
+    torch.manual_seed(1)
+    classifier = timm.create_model(name, **kwargs).eval()
+    with torch.no_grad():
+        for tensor in classifier.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.uniform_(0.5, 1.5)
+    return classifier
+
+
+def assert_backbone_has_weights_of(model, classifier, out_indices):
+    """Each map is what the classifier itself makes of the image."""
+    with torch.no_grad():
+        maps = model.eval().model.backbone(images(1, 64, 64)).feature_maps
+        expected = classifier.forward_intermediates(images(1, 64, 64), indices=out_indices, intermediates_only=True)
+    for own, other in zip(maps, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+@pytest.mark.parametrize(
+    "name, out_indices, kwargs",
+    [
+        ("test_efficientnet", [2, 3, 4], {}),
+        ("test_convnext", [1, 2, 3], {"num_classes": 7}),
+        ("test_vit", [1, 3, 5], {"img_size": 64}),
+    ],
+)
+def test_pretrained_backbones_as_timm_writes_them(name, out_indices, kwargs, suffix, tmp_path):
+    classifier, path = random_classifier(name, **kwargs), tmp_path / f"model.{suffix}"
+    if suffix == "pth":
+        torch.save({"state_dict": classifier.state_dict()}, path)
+    else:
+        save_file(classifier.state_dict(), path)
+    model_args = {"img_size": 64} if "img_size" in kwargs else {}
+    model = timm_model(name, out_indices, **model_args)
+    model.load_pretrained_backbone(path)
+    assert_backbone_has_weights_of(model, classifier, out_indices)
+
+
+def test_pretrained_backbones_of_other_names_in_the_order_of_timm(tmp_path):
+    classifier = random_classifier("test_efficientnet")
+    renamed = {
+        f"_module{i}.{key.split('.')[-1]}": value for i, (key, value) in enumerate(classifier.state_dict().items())
+    }
+    torch.save(renamed, tmp_path / "model.pth")
+    model = timm_model("test_efficientnet", [2, 3, 4])
+    model.load_pretrained_backbone(tmp_path / "model.pth")
+    assert_backbone_has_weights_of(model, classifier, [2, 3, 4])
+
+    keys = list(renamed)
+    # Two weights of one shape and other kinds, in the other order.
+    index = next(index for index, key in enumerate(keys) if key.endswith(".running_mean"))
+    keys[index], keys[index + 1] = keys[index + 1], keys[index]
+    torch.save({key: renamed[key] for key in keys}, tmp_path / "model.pth")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(
+        ValueError, match=r"The checkpoint has \d+ weights, the model \d+: \d+ missing: .* more"
+    ) as error:
+        model.load_pretrained_backbone(tmp_path / "model.pth")
+    assert len(str(error.value)) < 1000
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_pretrained_backbones_that_are_more_than_tensors(tmp_path):
+    torch.save({"model": tiny_model()}, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=r"model.pth holds Python objects \(.*save its state dict alone") as error:
+        tiny_model().load_pretrained_backbone(tmp_path / "model.pth")
+    assert "weights_only" not in str(error.value) and error.value.__cause__ is None
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(ValueError, match=r"model.safetensors is not a safetensors file"):
+        tiny_model().load_pretrained_backbone(tmp_path / "model.safetensors")
 
 
 def test_pretrained_weights_of_timm(monkeypatch):
@@ -414,11 +646,13 @@ def test_pretrained_weights_of_timm(monkeypatch):
         model = create_model(name, **kwargs)
         if pretrained:
             nn.init.constant_(next(model.parameters()), 0.5)
+            nn.init.constant_(model.bn1.running_mean, 0.25)
         return model
 
     monkeypatch.setattr(timm, "create_model", online)
     model = UneptModel.from_preset("unept-tiny", use_pretrained_backbone=True)
     assert (next(model.backbone.parameters()) == 0.5).all()
+    assert (model.backbone._backbone.bn1.running_mean == 0.25).all()
 
 
 class Poison:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from original_state_dict import check_state_dict, convert_unept_state_dict
+from original_state_dict import check_converted, convert_unept_state_dict
 from reference_weights import reference_state_dict
 from safetensors.torch import load_file
 from torch import nn
@@ -67,7 +67,7 @@ class Reference:
         self.model = UneptForSemanticSegmentation(config).eval()
         self.original = reference_state_dict(self.meta)
         converted, _ = convert_unept_state_dict(self.original, config)
-        check_state_dict(converted, self.model.state_dict())
+        check_converted(converted, self.model.state_dict())
         self.model.load_state_dict(converted)
         # Which of our parameters came from which original key: convert a state dict that holds the key's number.
         numbers = {key: torch.full_like(value, i) for i, (key, value) in enumerate(self.original.items())}

@@ -5,8 +5,11 @@ UN-EPT: backbone, context branch, spatial branch, decoder, heads and loss, in th
 Source: Zhu et al., "A Unified Efficient Pyramid Transformer for Semantic Segmentation", ICCV Workshops 2021.
 """
 
+import functools
+import json
 import math
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +19,7 @@ from pathlib import Path
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.layers import Format, to_2tuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoBackbone, PreTrainedModel
@@ -25,7 +29,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .boundary import DIRECTIONS, boundary_targets, refine_logits
@@ -37,7 +41,11 @@ from .deformable_attention import (
 )
 
 
+logger = logging.get_logger(__name__)
+
 SpatialShapes = list[tuple[int, int]]
+# What backbones raise for arguments, or sizes of images, that they do not take.
+BACKBONE_ERRORS = (AssertionError, IndexError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass
@@ -129,32 +137,131 @@ def plain_tensors(name: str) -> Iterator[None]:
         ) from None
 
 
-def create_backbone(config: UneptConfig, **kwargs) -> PreTrainedModel:
-    """The backbone that `config.backbone_config` describes, with random weights; `kwargs` go to timm."""
+def timm_arguments(config: UneptConfig) -> dict:
+    """Arguments of `timm.create_model` that a TimmBackboneConfig drops, so they travel in its `model_args`."""
+    model_args = dict(getattr(config.backbone_config, "model_args", None) or {})
+    if "dynamic_img_size" not in model_args:
+        with torch.device("meta"):
+            probe = timm.create_model(config.backbone_config.backbone)
+        # Vision transformers of timm take one image size only, unless they are told otherwise.
+        if hasattr(probe, "dynamic_img_size"):
+            model_args["dynamic_img_size"] = True
+    return model_args
+
+
+def create_backbone(config: UneptConfig) -> PreTrainedModel:
+    """The backbone that `config.backbone_config` describes, with random weights."""
     backbone_config = config.backbone_config
     # A choice for the whole model is meant for the decoder: a backbone may not have that attention, or none at all.
     if backbone_config._attn_implementation == config._attn_implementation != "eager":
         backbone_config._attn_implementation = None
     if backbone_config.model_type != "timm_backbone":
         return AutoBackbone.from_config(backbone_config)
-    # A TimmBackboneConfig drops arguments of timm.create_model, so they travel in its model_args.
-    model_args = dict(getattr(backbone_config, "model_args", None) or {})
     try:
-        if "dynamic_img_size" not in model_args:
-            with torch.device("meta"):
-                probe = timm.create_model(backbone_config.backbone)
-            # Vision transformers of timm take one image size only, unless they are told otherwise.
-            if hasattr(probe, "dynamic_img_size"):
-                model_args["dynamic_img_size"] = True
-        with plain_tensors(f"What timm has for {backbone_config.backbone!r}"):
-            return AutoBackbone.from_config(backbone_config, **model_args, **kwargs)
-    except (AssertionError, IndexError, RuntimeError, TypeError) as error:
+        return AutoBackbone.from_config(backbone_config, **timm_arguments(config))
+    except BACKBONE_ERRORS as error:
         raise ValueError(
-            f"timm can not make the backbone_config with backbone={backbone_config.backbone!r}, "
+            f"timm cannot make the backbone_config with backbone={backbone_config.backbone!r}, "
             f"out_indices={backbone_config.out_indices}, output_stride={backbone_config.output_stride} and "
-            f"model_args={model_args} ({error}). timm.list_models() has the names, and "
-            "timm.create_model(name, features_only=True).feature_info the feature maps."
+            f"model_args={getattr(backbone_config, 'model_args', None)} ({error}). timm.list_models() has the names, "
+            "and timm.create_model(name, features_only=True).feature_info the feature maps."
         ) from error
+
+
+def backbone_feature_maps(backbone: PreTrainedModel, pixel_values: Tensor, num_levels: int) -> list[Tensor]:
+    """The last `num_levels` maps of a backbone, each `(batch, channels, height, width)`."""
+    # Whatever its own configuration says: only the maps are wanted, and timm backbones have no attentions to give.
+    maps = backbone(pixel_values, output_hidden_states=False, output_attentions=False).feature_maps[-num_levels:]
+    # timm backbones say when their maps are channels-last.
+    if getattr(getattr(backbone, "_backbone", None), "output_fmt", None) == Format.NHWC:
+        maps = [feature_map.permute(0, 3, 1, 2) for feature_map in maps]
+    return list(maps)
+
+
+# Models with one backbone are made again and again, and the meta device is not that fast.
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)
+@torch.enable_grad()
+def probe_backbone(
+    backbone_config: str, num_channels: int, num_feature_levels: int, query_stride: int
+) -> tuple[int, tuple[int, int] | None, tuple[str, ...]]:
+    """
+    Runs a backbone on the meta device, where nothing is computed, to learn what no configuration tells.
+
+    Args:
+        backbone_config: its configuration as JSON.
+        num_channels, num_feature_levels, query_stride: those of the [`UneptConfig`].
+
+    Returns:
+        What height and width of an image must be multiples of; the only (height, width) that the backbone takes, or
+        `None` if it takes every multiple; and the names of the parameters on which no feature map depends.
+
+    Raises:
+        ValueError: when the feature maps do not cover an image evenly, or when a timm backbone takes images of one
+            size only and `model_args` does not name that size.
+    """
+    config = UneptConfig(
+        backbone_config=json.loads(backbone_config), num_channels=num_channels, num_feature_levels=num_feature_levels
+    )
+    with torch.device("meta"):
+        backbone = create_backbone(config).eval()
+    if backbone.config.model_type == "timm_backbone":
+        name = backbone.config.backbone
+        named_size = (getattr(backbone.config, "model_args", None) or {}).get("img_size")
+        size = to_2tuple(named_size or backbone._backbone.pretrained_cfg["input_size"][-2:])
+    else:
+        name = backbone.config.model_type
+        named_size = getattr(backbone.config, "image_size", None)
+        size = to_2tuple(named_size) if named_size else None
+    problem = None
+
+    def feature_maps(height: int, width: int) -> list[Tensor]:
+        pixel_values = torch.empty(1, num_channels, height, width, device="meta")
+        return backbone_feature_maps(backbone, pixel_values, num_feature_levels)
+
+    def find_strides(height: int, width: int) -> list[int] | None:
+        nonlocal problem
+        try:
+            shapes = [tuple(feature_map.shape[-2:]) for feature_map in feature_maps(height, width)]
+        except BACKBONE_ERRORS as error:
+            problem = str(error)
+            return None
+        if any(height * columns != width * rows or height % rows for rows, columns in shapes):
+            problem = f"it makes maps of {', '.join(f'{rows} x {columns}' for rows, columns in shapes)} from an image "
+            problem += f"of {height} x {width}"
+            return None
+        return [height // rows for rows, _ in shapes]
+
+    # A multiple of every stride in use; else the size for which a backbone has its position embeddings.
+    strides = find_strides(6720, 6720)
+    if strides is None and size is not None:
+        strides = find_strides(*size)
+        if strides and backbone.config.model_type == "timm_backbone":
+            # From one size, a map that was rounded off looks like a map of another stride.
+            strides = backbone._backbone.feature_info.reduction()[-num_feature_levels:]
+    if strides is None:
+        raise ValueError(
+            f"The feature maps of the backbone {name!r} must cover an image evenly, but: {problem}. Choose another "
+            "backbone."
+        )
+    stride = math.lcm(query_stride, *strides)
+    # In some backbones whole windows must fill a map: sides of 5 and 7 times a candidate show it.
+    candidates = (multiple * stride for multiple in range(1, 17))
+    divisor = next((side for side in candidates if find_strides(5 * side, 7 * side) == strides), None)
+    if divisor is not None:
+        size = None
+    elif named_size and not (size[0] % stride or size[1] % stride):
+        divisor = stride
+    else:
+        raise ValueError(
+            f"The backbone {name!r} takes images of one size only ({problem}). Name the size of your crops, in "
+            f"multiples of {stride}, as backbone_config={{..., 'model_args': {{'img_size': {14 * stride}}}}}, or "
+            "choose a backbone that takes any size."
+        )
+    trainable = {name: parameter for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    maps = feature_maps(*(size or (2 * divisor, 2 * divisor)))
+    gradients = torch.autograd.grad([feature_map.sum() for feature_map in maps], trainable.values(), allow_unused=True)
+    return divisor, size, tuple(name for name, gradient in zip(trainable, gradients) if gradient is None)
 
 
 def sine_position_embedding(height: int, width: int, hidden_size: int, device: torch.device) -> Tensor:
@@ -435,6 +542,131 @@ class UneptBoundaryHead(nn.Sequential):
         )
 
 
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """
+    Reads a safetensors file or a checkpoint of PyTorch: a bare state dict, one of mmcv (`state_dict`, with the
+    optimizer beside it) or of DeiT (`model`). No code in a pickle is run. The prefix `module.` of data-parallel
+    training is removed.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: for a file that is broken, is no checkpoint, or holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            checkpoint = load_file(path)
+        else:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if refused := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ValueError(
+                f"{path} holds Python objects ({refused[1]}) beside the weights. They are not loaded, because that "
+                "can run code: save its state dict alone, with torch.save(state_dict, path)."
+            ) from None
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        if isinstance(error, pickle.UnpicklingError):
+            # PyTorch's own words advise to load it without checks.
+            reason = "it is not plain tensors, and cannot be loaded safely"
+        kind = "safetensors file" if path.suffix == ".safetensors" else "PyTorch checkpoint"
+        raise ValueError(
+            f"{path} is not a {kind}, or is incomplete ({type(error).__name__}: {reason}). Download it again."
+        ) from None
+    for key in ("state_dict", "model"):
+        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
+            checkpoint = checkpoint[key]
+            break
+    if not isinstance(checkpoint, dict) or not checkpoint:
+        raise ValueError(f"{path} holds no state dict, neither at the top nor under 'state_dict' or 'model'.")
+    if not all(isinstance(key, str) for key in checkpoint):
+        raise ValueError(f"{path} holds no state dict: its keys are no names of weights.")
+    strangers = [key for key, value in checkpoint.items() if not isinstance(value, Tensor)]
+    if strangers:
+        raise ValueError(f"{path}: these entries of the state dict are no tensors: {first_five(strangers)}.")
+    not_finite = [key for key, value in checkpoint.items() if not value.isfinite().all()]
+    if not_finite:
+        raise ValueError(f"{path}: these weights hold NaN or infinite values: {first_five(not_finite)}.")
+    return {key.removeprefix("module."): value for key, value in checkpoint.items()}
+
+
+def first_five(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+def check_state_dict(state_dict: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """
+    Raises:
+        ValueError: that counts the keys that are missing, unexpected or of another shape, and names the first ones.
+    """
+    problems = {
+        # Counters of batches have no effect; old checkpoints and frozen batch norms lack them.
+        "missing": [key for key in expected if key not in state_dict and not key.endswith("num_batches_tracked")],
+        "unexpected": [key for key in state_dict if key not in expected and not key.endswith("num_batches_tracked")],
+        "of another shape": [
+            f"{key} ({tuple(value.shape)} instead of {tuple(expected[key].shape)})"
+            for key, value in state_dict.items()
+            if key in expected and value.shape != expected[key].shape
+        ],
+    }
+    if any(problems.values()):
+        found = "; ".join(f"{len(keys)} {problem}: {first_five(keys)}" for problem, keys in problems.items() if keys)
+        raise ValueError(f"The checkpoint has {len(state_dict)} weights, the model {len(expected)}: {found}.")
+
+
+def pretrained_timm_weights(config: UneptConfig, **kwargs) -> dict[str, Tensor]:
+    """The state dict of the timm backbone of `config` with pretrained weights; `kwargs` can say which."""
+    backbone_config = config.backbone_config
+    # Not through TimmBackbone, whose constructor sets the statistics of batch norms back.
+    with plain_tensors(f"What timm has for {backbone_config.backbone!r}"):
+        features = timm.create_model(
+            backbone_config.backbone,
+            pretrained=True,
+            features_only=True,
+            in_chans=config.num_channels,
+            out_indices=backbone_config.out_indices,
+            output_stride=backbone_config.output_stride,
+            **timm_arguments(config),
+            **kwargs,
+        )
+    return {f"_backbone.{key}": value for key, value in features.state_dict().items()}
+
+
+def timm_backbone_weights(config: UneptConfig, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """
+    The state dict of the timm backbone of `config`, from the weights of a classifier of timm, under timm's names or in
+    timm's order. timm itself drops the classifier, resizes position embeddings and renames weights of older files.
+
+    Raises:
+        ValueError: when the weights do not fit.
+    """
+    backbone_config = config.backbone_config
+    model_args = dict(getattr(backbone_config, "model_args", None) or {}, in_chans=config.num_channels)
+    pretrained_cfg = timm.get_pretrained_cfg(backbone_config.backbone).to_dict()
+    with torch.device("meta"):
+        expected = timm.create_model(backbone_config.backbone, **model_args).state_dict()
+    # Another implementation of the same network: each weight must be of the kind and shape of its counterpart, the
+    # classifier included, so that no permutation passes unseen.
+    if not state_dict.keys() & expected.keys() and len(state_dict) == len(expected):
+        kinds = [[(key.split(".")[-1], value.shape) for key, value in d.items()] for d in (state_dict, expected)]
+        if kinds[0] == kinds[1]:
+            state_dict = dict(zip(expected, state_dict.values()))
+    classifiers = to_2tuple(pretrained_cfg.get("classifier") or ())
+    num_classes = next((len(state_dict[key]) for c in classifiers if (key := f"{c}.weight") in state_dict), 0)
+    source = {**pretrained_cfg, "state_dict": state_dict, "num_classes": num_classes, "label_offset": 0}
+    try:
+        # With the classes of the checkpoint timm is strict; with a backbone alone it is not.
+        timm.create_model(
+            backbone_config.backbone, pretrained=True, pretrained_cfg=source, num_classes=num_classes, **model_args
+        )
+    except Exception as error:
+        check_state_dict(state_dict, expected)
+        raise ValueError(f"timm cannot load the checkpoint as {backbone_config.backbone!r} ({error}).") from error
+    return pretrained_timm_weights(config, pretrained_cfg=source)
+
+
 class UneptPreTrainedModel(PreTrainedModel):
     config: UneptConfig
     config_class = UneptConfig
@@ -513,6 +745,13 @@ class UneptPreTrainedModel(PreTrainedModel):
             getattr(features, "model", features).set_grad_checkpointing(enable)
 
     @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """See `PreTrainedModel.from_pretrained`, which makes every parameter that it loads trainable."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).base_model.freeze_unused_parameters()
+        return loaded
+
+    @classmethod
     def from_preset(cls, name: str, use_pretrained_backbone: bool = False, **kwargs):
         """
         A named model with new weights.
@@ -538,25 +777,27 @@ class UneptPreTrainedModel(PreTrainedModel):
 
         Args:
             checkpoint (`str` or `Path`, *optional*):
-                A `.safetensors` file, or a folder with a `model.safetensors`, as written by
-                `conversion/convert_backbone_to_hf.py` or by `backbone.save_pretrained`. By default the weights that
-                timm has for this backbone, which are downloaded.
+                A `.safetensors` or PyTorch file, or a folder with a `model.safetensors`. It holds weights under the
+                names of this backbone, as `conversion/convert_backbone_to_hf.py` and `backbone.save_pretrained` write
+                them; or, for a timm backbone, a classifier under timm's names, or one whose weights have the order,
+                the kinds (`weight`, `running_mean`, ...) and the shapes of timm's. By default the weights that timm
+                has for this backbone, which are downloaded.
 
         Raises:
-            OSError: when there is no such file, or the weights can not be downloaded.
-            ValueError: when keys or shapes do not fit the backbone; nothing is loaded then.
+            OSError: when there is no such file, or the weights cannot be downloaded.
+            ValueError: for a file that holds no weights, or weights that do not fit; nothing is loaded then.
         """
         backbone = self.base_model.backbone
+        is_timm = backbone.config.model_type == "timm_backbone"
         if checkpoint is not None:
             path = Path(checkpoint).expanduser()
-            path = path / "model.safetensors" if path.is_dir() else path
-            if not path.is_file():
-                raise FileNotFoundError(f"There is no backbone checkpoint {path}.")
-            state_dict = load_file(path)
-        elif backbone.config.model_type == "timm_backbone":
+            state_dict = read_state_dict(path / "model.safetensors" if path.is_dir() else path)
+            if is_timm and not state_dict.keys() & backbone.state_dict().keys():
+                state_dict = timm_backbone_weights(self.config, state_dict)
+        elif is_timm:
             name = backbone.config.backbone
             try:
-                state_dict = create_backbone(self.config, pretrained=True).state_dict()
+                state_dict = pretrained_timm_weights(self.config)
             except Exception as error:
                 raise OSError(
                     f"The pretrained weights of the timm model {name!r} could not be had ({error}). Without network, "
@@ -567,17 +808,8 @@ class UneptPreTrainedModel(PreTrainedModel):
             raise ValueError(
                 f"checkpoint is needed: a backbone of type {backbone.config.model_type!r} does not name its weights."
             )
-        own = backbone.state_dict()
-        problems = [f"missing {key}" for key in own if key not in state_dict]
-        problems += [f"unexpected {key}" for key in state_dict if key not in own]
-        problems += [
-            f"{key} is {tuple(tensor.shape)} instead of {tuple(own[key].shape)}"
-            for key, tensor in state_dict.items()
-            if key in own and tensor.shape != own[key].shape
-        ]
-        if problems:
-            raise ValueError(f"The checkpoint does not fit the backbone: {'; '.join(problems)}.")
-        backbone.load_state_dict(state_dict)
+        check_state_dict(state_dict, backbone.state_dict())
+        backbone.load_state_dict(state_dict, strict=False)
 
 
 class UneptModel(UneptPreTrainedModel):
@@ -587,10 +819,14 @@ class UneptModel(UneptPreTrainedModel):
 
     def __init__(self, config: UneptConfig):
         super().__init__(config)
+        self.size_divisor, self.fixed_image_size, self._unused_backbone_parameters = probe_backbone(
+            config.backbone_config.to_json_string(use_diff=False),
+            config.num_channels,
+            config.num_feature_levels,
+            config.query_stride,
+        )
         self.backbone = create_backbone(config)
-        self.size_divisor = config.query_stride
-        if config.backbone_config.model_type == "timm_backbone":
-            self.size_divisor = math.lcm(self.size_divisor, *self.backbone._backbone.feature_info.reduction())
+        self.freeze_unused_parameters()
         self.input_projections = nn.ModuleList(
             nn.Conv2d(channels, config.hidden_size, kernel_size=1)
             for channels in self.backbone.channels[-config.num_feature_levels :]
@@ -601,6 +837,16 @@ class UneptModel(UneptPreTrainedModel):
         self.query_embeddings = nn.Parameter(torch.empty(1, config.hidden_size, *config.query_grid_size))
         self.decoder_layers = nn.ModuleList(UneptDecoderLayer(config) for _ in range(config.decoder_layers))
         self.post_init()
+
+    def freeze_unused_parameters(self) -> None:
+        """
+        Freezes the parameters of the backbone on which no feature map depends, such as the mask token of a vision
+        transformer. They never have a gradient, for which `DistributedDataParallel` would wait.
+        """
+        if self._unused_backbone_parameters:
+            logger.info(f"Frozen, as no feature map depends on them: {', '.join(self._unused_backbone_parameters)}")
+        for name in self._unused_backbone_parameters:
+            self.backbone.get_parameter(name).requires_grad_(False)
 
     def get_input_embeddings(self) -> nn.Module:
         # One level is enough: `enable_input_require_grads` makes its output, so all tokens, require gradients.
@@ -634,6 +880,12 @@ class UneptModel(UneptPreTrainedModel):
                 f"{self.size_divisor}, the stride of the model. Resize or pad the image; UneptImageProcessor does "
                 f"with size_divisor={self.size_divisor}."
             )
+        if self.fixed_image_size is not None and (height, width) != self.fixed_image_size:
+            rows, columns = self.fixed_image_size
+            raise ValueError(
+                f"pixel_values of height {height} and width {width}: the backbone takes images of {rows} x {columns} "
+                f"only. UneptImageProcessor makes them with size={{'height': {rows}, 'width': {columns}}}."
+            )
 
     @can_return_tuple
     def forward(
@@ -666,17 +918,9 @@ class UneptModel(UneptPreTrainedModel):
         # Half precision can not tell neighbouring cells apart.
         location_dtype = torch.promote_types(pixel_values.dtype, torch.float32)
 
-        # Whatever its own configuration says: only the maps are wanted, and timm backbones have no attentions to give.
-        feature_maps = self.backbone(pixel_values, output_hidden_states=False, output_attentions=False).feature_maps
-        feature_maps = feature_maps[-self.config.num_feature_levels :]
+        feature_maps = backbone_feature_maps(self.backbone, pixel_values, self.config.num_feature_levels)
         levels = [projection(feature_map) for projection, feature_map in zip(self.input_projections, feature_maps)]
         spatial_shapes = [tuple(level.shape[-2:]) for level in levels]
-        for level_height, level_width in spatial_shapes:
-            if height % level_height or width % level_width or height // level_height != width // level_width:
-                raise ValueError(
-                    f"pixel_values of height {height} and width {width} give a feature map of {level_height} x "
-                    f"{level_width}: use a height and width that are multiples of the backbone's stride."
-                )
         hidden_states = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
         position_embeddings = torch.cat(
             [
@@ -891,6 +1135,11 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
                     f"{tuple(image_sizes.shape)}."
                 )
         if labels is not None:
+            if self.config.num_labels == 1:
+                raise ValueError(
+                    "num_labels=1 trains nothing, because the only class always has the probability 1: use "
+                    "num_labels=2, with the background as class 0."
+                )
             self._check_labels("labels", labels, pixel_values, self.config.num_labels)
             if (boundary_map is None) != (direction_map is None):
                 raise ValueError("boundary_map and direction_map have to be given together.")
