@@ -224,7 +224,7 @@ def probe_backbone(
         try:
             shapes = [tuple(feature_map.shape[-2:]) for feature_map in feature_maps(height, width)]
         except BACKBONE_ERRORS as error:
-            problem = str(error)
+            problem = str(error) or type(error).__name__
             return None
         if any(height * columns != width * rows or height % rows for rows, columns in shapes):
             problem = f"it makes maps of {', '.join(f'{rows} x {columns}' for rows, columns in shapes)} from an image "
@@ -232,8 +232,9 @@ def probe_backbone(
             return None
         return [height // rows for rows, _ in shapes]
 
-    # A multiple of every stride in use; else the size for which a backbone has its position embeddings.
-    strides = find_strides(6720, 6720)
+    # A multiple of 12, 14 and 64, so of nearly every stride; else the size for which a backbone has its position
+    # embeddings.
+    strides = find_strides(1344, 1344)
     if strides is None and size is not None:
         strides = find_strides(*size)
         if strides and backbone.config.model_type == "timm_backbone":
