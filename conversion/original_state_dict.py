@@ -6,7 +6,6 @@ the conversion scripts share: their arguments, the configuration and the exit co
 
 import argparse
 import math
-import pickle
 import re
 import sys
 from collections import defaultdict
