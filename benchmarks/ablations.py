@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import HfArgumentParser, set_seed
 
 from unept_hf import UneptConfig, UneptForSemanticSegmentation, UneptImageProcessor
-from unept_hf.modeling_unept import UneptDeformableAttention
+from unept_hf.model.modeling_unept import UneptDeformableAttention
 
 
 BASE = {

@@ -23,10 +23,10 @@ from results_file import RESULTS, cpu_device, today, versions, write_results
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from unept_hf.boundary import boundary_distance_and_angle, boundary_targets
 from unept_hf.data.augmentation import TrainingAugmentation
 from unept_hf.data.label_maps import decode_example
 from unept_hf.data.segmentation_datasets import load_segmentation_dataset
+from unept_hf.model.boundary import boundary_distance_and_angle, boundary_targets
 
 
 DATA_SETS = {

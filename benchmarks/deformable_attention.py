@@ -30,7 +30,7 @@ import torch
 from results_file import RESULTS, cpu_device, today, versions, write_results
 from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
-from unept_hf.deformable_attention import (
+from unept_hf.model.deformable_attention import (
     attention_backend,
     deformable_attention,
     multi_scale_deformable_attention,

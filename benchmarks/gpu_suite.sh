@@ -33,7 +33,7 @@ if [ -n "$PEER" ]; then
     peer=$!
 fi
 
-part tests 165 "$PYTHON" -m pytest -rs -s tests/test_triton_kernel.py
+part tests 165 "$PYTHON" -m pytest -rs -s tests/kernels/test_triton_kernel.py
 if command -v compute-sanitizer >/dev/null; then
     part sanitizer 45 compute-sanitizer --error-exitcode 9 "$PYTHON" benchmarks/sanitized_kernel.py
 else

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor
-from unept_hf.data.synthetic import synthetic_scene
-from unept_hf.inference import segment
+from unept_hf.inference.segment import segment
+from unept_hf.synthetic.scenes import synthetic_scene
 
 
 def main():

@@ -20,7 +20,7 @@ from results_file import RESULTS, cpu_device, today, versions, write_results
 from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
 from unept_hf import UneptConfig, UneptForSemanticSegmentation
-from unept_hf import modeling_unept as modeling
+from unept_hf.model import modeling_unept as modeling
 
 
 PRESETS = ("unept-deit-base", "unept-resnet50")

@@ -19,7 +19,7 @@ import torch
 from results_file import RESULTS, cpu_device, today, versions, write_results
 
 from unept_hf import UneptConfig, UneptForSemanticSegmentation
-from unept_hf.export import export_onnx, quantize_onnx
+from unept_hf.export.graphs import export_onnx, quantize_onnx
 
 
 PRESETS = ("unept-tiny", "unept-resnet50", "unept-deit-base")

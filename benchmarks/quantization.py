@@ -32,9 +32,9 @@ import unept_hf
 from unept_hf import UneptForSemanticSegmentation
 from unept_hf.data.label_maps import decode_example
 from unept_hf.data.segmentation_datasets import load_segmentation_dataset
-from unept_hf.evaluation import evaluate_model
-from unept_hf.export import export_onnx, quantize_onnx
-from unept_hf.inference import segment
+from unept_hf.evaluation.evaluate import evaluate_model
+from unept_hf.export.graphs import export_onnx, quantize_onnx
+from unept_hf.inference.segment import segment
 
 
 REFERENCE = "PyTorch, float32"

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import torch
 from test_deformable_attention import draw, plain_form, run
 
-from unept_hf.deformable_attention import deformable_attention, multi_scale_deformable_attention
+from unept_hf.model.deformable_attention import deformable_attention, multi_scale_deformable_attention
 
 
 for shape in (

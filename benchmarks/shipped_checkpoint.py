@@ -16,7 +16,7 @@ from transformers import pipeline
 from unept_hf import SYNTHETIC_SCENES
 from unept_hf.data.label_maps import decode_example
 from unept_hf.data.segmentation_datasets import load_segmentation_dataset
-from unept_hf.evaluation import evaluate_model
+from unept_hf.evaluation.evaluate import evaluate_model
 
 
 METRICS = {

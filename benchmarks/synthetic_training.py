@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from tqdm import trange
 
 from unept_hf.data.class_lists import load_class_list
-from unept_hf.data.synthetic import synthetic_scene
-from unept_hf.evaluation import MetricCounts
+from unept_hf.evaluation.evaluate import MetricCounts
+from unept_hf.synthetic.scenes import synthetic_scene
 
 
 CLASSES = load_class_list("synthetic")

@@ -25,8 +25,8 @@ import torch
 from results_file import RESULTS, cpu_device, today, versions, write_results
 
 from unept_hf import UneptForSemanticSegmentation
-from unept_hf.boundary import boundary_targets
-from unept_hf.deformable_attention import attention_backend
+from unept_hf.model.boundary import boundary_targets
+from unept_hf.model.deformable_attention import attention_backend
 
 
 # Memory of the paper, in gigabytes for each device.

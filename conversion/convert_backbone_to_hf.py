@@ -23,8 +23,8 @@ from original_state_dict import (
 )
 
 from unept_hf import UneptModel
+from unept_hf.model.modeling_unept import read_state_dict
 from unept_hf.model_folder import new_folder
-from unept_hf.modeling_unept import read_state_dict
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

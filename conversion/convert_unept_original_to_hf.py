@@ -29,8 +29,8 @@ from torch import Tensor
 
 from unept_hf import UneptConfig, UneptForSemanticSegmentation, UneptImageProcessor
 from unept_hf.data.class_lists import load_class_list
+from unept_hf.model.modeling_unept import read_state_dict
 from unept_hf.model_folder import new_folder
-from unept_hf.modeling_unept import read_state_dict
 
 
 MAX_DIFFERENCE = 1e-4

@@ -16,14 +16,14 @@ from accelerate import Accelerator
 from transformers import HfArgumentParser
 
 import unept_hf  # noqa: F401  (registers UN-EPT with the Auto classes)
-from unept_hf.command_arguments import (
+from unept_hf.arguments import (
     DataArguments,
     EvaluationArguments,
     ModelArguments,
     read_options,
     words_of_options,
 )
-from unept_hf.evaluation import evaluate_and_report
+from unept_hf.evaluation.evaluate import evaluate_and_report
 from unept_hf.model_folder import load_whole
 
 

@@ -16,10 +16,10 @@ from transformers import HfArgumentParser, set_seed
 
 from unept_hf import SYNTHETIC_SCENES, UneptForSemanticSegmentation, UneptImageProcessor
 from unept_hf.data.class_lists import ClassList, load_class_list
-from unept_hf.data.synthetic import synthetic_scene, synthetic_scenes
-from unept_hf.evaluation import evaluate_model
-from unept_hf.inference import segment
-from unept_hf.visualization import draw_comparison, draw_overlay
+from unept_hf.evaluation.evaluate import evaluate_model
+from unept_hf.inference.segment import segment
+from unept_hf.synthetic.scenes import synthetic_scene, synthetic_scenes
+from unept_hf.visualization.figures import draw_comparison, draw_overlay
 
 
 @dataclass

@@ -49,13 +49,12 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser, get_scheduler
 
 from unept_hf import UneptConfig, UneptForSemanticSegmentation, UneptImageProcessor, __version__
-from unept_hf.command_arguments import merge_options, read_options, words_of_options
+from unept_hf.arguments import merge_options, read_options, words_of_options
 from unept_hf.data.augmentation import TrainingAugmentation
 from unept_hf.data.class_lists import ClassList
 from unept_hf.data.segmentation_datasets import hold_out, load_segmentation_dataset
-from unept_hf.data.training_order import AugmentedDataset, AugmentedStream, TrainingOrder, data_fingerprint
-from unept_hf.evaluation import evaluate_model
-from unept_hf.hub import (
+from unept_hf.evaluation.evaluate import evaluate_model
+from unept_hf.export.hub import (
     dataset_title,
     default_model_card,
     describe_backbone,
@@ -64,9 +63,9 @@ from unept_hf.hub import (
     picture_line,
     with_metadata,
 )
+from unept_hf.model.modeling_unept import plain_tensors
 from unept_hf.model_folder import new_folder, remove_leftovers
-from unept_hf.modeling_unept import plain_tensors
-from unept_hf.training_checkpoints import (
+from unept_hf.training.checkpoints import (
     commit_checkpoint,
     latest_checkpoint,
     list_checkpoints,
@@ -74,7 +73,8 @@ from unept_hf.training_checkpoints import (
     read_checkpoint,
     start_checkpoint,
 )
-from unept_hf.visualization import color_label_map
+from unept_hf.training.order import AugmentedDataset, AugmentedStream, TrainingOrder, data_fingerprint
+from unept_hf.visualization.figures import color_label_map
 
 
 logger = get_logger(__name__)

@@ -9,6 +9,25 @@ import torch
 from torch import Tensor
 
 
+ORIGINAL_CONVENTIONS = {
+    "decoder_self_attention": "pointwise",
+    "loss_reduction": "all",
+    "boundary_align_corners": True,
+    "refinement_score": "logit",
+    "ignore_unlabelled_boundaries": False,
+    "min_boundary_class_pixels": 100,
+}
+DEIT_TINY = {
+    "backbone_config": {
+        "model_type": "timm_backbone",
+        "backbone": "deit_tiny_distilled_patch16_224",
+        "out_indices": [3, 7, 11],
+        "model_args": {"img_size": 64, "embed_dim": 48, "depth": 12, "num_heads": 3},
+    },
+    "num_sampling_points": 4,
+    "intermediate_size": 128,
+    "num_labels": 7,
+}
 # Kind of weight -> its values, from standard normal numbers and the number of inputs of each output.
 RULES = {
     "zero_int64": lambda z, fan_in: np.zeros(z.shape, dtype=np.int64),

@@ -6,10 +6,10 @@ from pathlib import Path
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
-from .configuration_unept import UneptConfig
-from .image_processing_pil_unept import UneptImageProcessorPil
-from .image_processing_unept import UneptImageProcessor
-from .modeling_unept import UneptForSemanticSegmentation, UneptModel, UneptPreTrainedModel
+from .model.configuration_unept import UneptConfig
+from .model.image_processing_pil_unept import UneptImageProcessorPil
+from .model.image_processing_unept import UneptImageProcessor
+from .model.modeling_unept import UneptForSemanticSegmentation, UneptModel, UneptPreTrainedModel
 from .version import __version__
 
 

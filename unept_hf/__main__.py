@@ -3,7 +3,7 @@
 
 import sys
 
-from .cli import main
+from .cli.main import main
 
 
 sys.exit(main())

@@ -17,8 +17,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from . import deformable_attention as attention
-from .inference import evaluation_mode
+from .inference.segment import evaluation_mode
+from .model import deformable_attention as attention
 from .version import __version__
 
 
@@ -153,7 +153,7 @@ def measure_latency(model: nn.Module, pixel_values: Tensor, backend: str = "auto
     Args:
         model: a segmentation model, on a device.
         pixel_values: `(batch, channels, height, width)`, on that device.
-        backend: of deformable attention, see [`unept_hf.deformable_attention.attention_backend`].
+        backend: of deformable attention, see [`unept_hf.model.deformable_attention.attention_backend`].
         repeats: how often to run it, after two runs that are not timed.
 
     Returns:

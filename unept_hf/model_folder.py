@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel
 
-from .modeling_unept import plain_tensors
+from .model.modeling_unept import plain_tensors
 
 
 def _prefix(directory: Path) -> str:

@@ -34,12 +34,12 @@ from torch.overrides import TorchFunctionMode
 from transformers import HfArgumentParser
 
 import unept_hf
-from unept_hf.cli import choose_device, load_model
-from unept_hf.command_arguments import HubArguments
-from unept_hf.data.synthetic import synthetic_scenes
-from unept_hf.image_processing_pil_unept import LONGEST_SIDE, image_to_tensor, resize_label_map
-from unept_hf.inference import refine, segment
-from unept_hf.visualization import (
+from unept_hf.arguments import HubArguments
+from unept_hf.cli.main import choose_device, load_model
+from unept_hf.inference.segment import refine, segment
+from unept_hf.model.image_processing_pil_unept import LONGEST_SIDE, image_to_tensor, resize_label_map
+from unept_hf.synthetic.scenes import synthetic_scenes
+from unept_hf.visualization.figures import (
     class_areas,
     default_palette,
     draw_sampling_points,
@@ -387,7 +387,7 @@ def class_view(picture: PIL.Image.Image, labels: np.ndarray, areas: list[dict], 
     Args:
         picture: the classes over the image.
         labels: integers `(height, width)`, of the size of `picture`.
-        areas: what [`unept_hf.visualization.class_areas`] returns.
+        areas: what [`unept_hf.visualization.figures.class_areas`] returns.
         palette: uint8 `(num_labels, 3)`.
     """
     regions, names, items, rules = [], [], [], []

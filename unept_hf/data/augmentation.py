@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..boundary import boundary_targets
+from ..model.boundary import boundary_targets
 
 
 __all__ = ["PhotometricDistortion", "RandomCropWithMaxRatio", "RandomRatioResize", "TrainingAugmentation"]
@@ -270,7 +270,7 @@ class TrainingAugmentation:
         Returns:
             `pixel_values` float32 `(3, *crop_size)`, padded with 0 (the mean colour) at the bottom and right; `labels`
             int64 `crop_size`, padded with `ignore_index`; and with boundary targets `boundary_map` and
-            `direction_map`, int64 `crop_size`, see `unept_hf.boundary.boundary_targets`.
+            `direction_map`, int64 `crop_size`, see `unept_hf.model.boundary.boundary_targets`.
 
         Raises:
             ValueError: for an image that is not RGB, and a label map of another size.

@@ -10,7 +10,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ..palette import default_palette
 
 __all__ = ["ClassList", "available_class_lists", "class_list_from_data", "load_class_list"]
 
+_FOLDERS = (Path(__file__).parent / "classes", Path(__file__).parents[1] / "synthetic" / "classes")
 _FORMATS = (
     'a list of names ["wall", "sky", ...], an id2label mapping {"0": "wall", "1": "sky", ...}, '
     'or {"classes": [...]} with names or with entries {"id": 0, "name": "wall", "color": [120, 120, 120]}'
@@ -58,8 +58,7 @@ class ClassList:
 
 def available_class_lists() -> list[str]:
     """Names of the class lists that come with the package, sorted."""
-    names = (file.name for file in _classes_dir().iterdir() if not file.name.startswith("._"))  # what macOS adds
-    return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
+    return sorted(_packaged_files())
 
 
 def load_class_list(name_or_path: str | os.PathLike) -> ClassList:
@@ -78,13 +77,13 @@ def load_class_list(name_or_path: str | os.PathLike) -> ClassList:
             a class list (see :func:`class_list_from_data`).
     """
     value = os.fspath(name_or_path)
-    known = available_class_lists()
-    if value in known:
-        return _parse((_classes_dir() / f"{value}.json").read_text(encoding="utf-8"), value, f"class list '{value}'")
+    packaged = _packaged_files()
+    if value in packaged:
+        return _parse(packaged[value].read_text(encoding="utf-8"), value, f"class list '{value}'")
 
     path = Path(value).expanduser()
     if not path.is_file():
-        choices = f"one of {', '.join(known)}"
+        choices = f"one of {', '.join(sorted(packaged))}"
         # A bare word is more likely a misspelt name than a file without a suffix.
         if path.suffix or path.name != value or isinstance(name_or_path, os.PathLike):
             raise ValueError(f"No class list file at '{value}'. Check the path, or use {choices}.")
@@ -162,8 +161,10 @@ def class_list_from_data(data: Any, name: str = "custom", where: str | None = No
     )
 
 
-def _classes_dir():
-    return resources.files("unept_hf.data") / "classes"
+def _packaged_files() -> dict[str, Path]:
+    """The JSON files of class lists in this package, by name."""
+    # macOS adds "._" files.
+    return {file.stem: file for folder in _FOLDERS for file in folder.glob("[!.]*.json")}
 
 
 def _parse(text: str, name: str, where: str) -> ClassList:

@@ -12,6 +12,7 @@ import numpy as np
 from huggingface_hub.errors import EntryNotFoundError
 from transformers.utils import logging
 
+from ..synthetic.scenes import SYNTHETIC_THEMES, synthetic_scenes
 from .class_lists import ClassList, class_list_from_data, load_class_list
 from .folder_layouts import (
     FilePairs,
@@ -23,7 +24,6 @@ from .folder_layouts import (
     split_spellings,
 )
 from .label_maps import decode_example, doubt_about_masks
-from .synthetic import SYNTHETIC_THEMES, synthetic_scenes
 
 
 __all__ = ["hold_out", "load_segmentation_dataset"]

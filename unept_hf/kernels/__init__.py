@@ -4,7 +4,7 @@ Kernels of deformable attention, one package for each backend.
 
 A backend is a module with three functions. `reference_points` is `None` in the form that takes locations and weights;
 otherwise positions are offsets and scores are logits. Tensors have passed the checks of
-`unept_hf.deformable_attention`, and spatial shapes are (height, width) tuples of integers.
+`unept_hf.model.deformable_attention`, and spatial shapes are (height, width) tuples of integers.
 
 - `why_not(value, spatial_shapes, reference_points, positions, scores) -> str | None`: why the backend can not take
   these (of which it reads shapes, dtypes and devices only), or `None` when it can.

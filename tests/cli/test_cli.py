@@ -1,0 +1,493 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""The command line: what it writes, what it says, and its exit status."""
+
+import configparser
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path, PurePath
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from spread_models import synthetic_scenes_model
+
+import unept_hf.export.graphs
+from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor
+from unept_hf.cli import main as cli
+from unept_hf.cli.main import find_images, main
+from unept_hf.data.class_lists import load_class_list
+from unept_hf.data.segmentation_datasets import load_segmentation_dataset
+from unept_hf.evaluation.evaluate import evaluate_model
+from unept_hf.inference.segment import segment
+from unept_hf.machine_report import attention_backends, chosen_backend, peak_memory
+from unept_hf.model import deformable_attention as attention
+from unept_hf.synthetic.scenes import SYNTHETIC_CLASSES, synthetic_scene
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return synthetic_scenes_model()
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return UneptImageProcessor(size={"shortest_edge": 64, "longest_edge": 256})
+
+
+@pytest.fixture(scope="module")
+def folder(model, processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """Three images, two of the same name, in a folder that is the current one."""
+    monkeypatch.chdir(tmp_path)
+    for index, name in enumerate(("photos/a.png", "photos/deep/b.png", "photos/deep/b.jpg")):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        synthetic_scene(index, size=(48, 80))[0].save(name)
+    return tmp_path
+
+
+def written(folder="segmented"):
+    return sorted(str(PurePath(file.relative_to(folder))) for file in Path(folder).rglob("*") if file.is_file())
+
+
+def test_segment_a_folder(model, processor, folder, photos, capsys):
+    assert main(["segment", folder, "photos"]) == 0
+    output = capsys.readouterr()
+    assert output.out.startswith("3 segmented in ") and output.out.endswith(": segmented\n")
+    assert output.err == "", "nothing but errors goes to a stderr that is no terminal"
+    names = ["a", "deep/b.jpg", "deep/b.png"]
+    kinds = [("areas", "json"), ("label_maps", "png"), ("overlays", "png")]
+    assert written() == sorted(f"{kind}/{name}.{suffix}" for kind, suffix in kinds for name in names)
+    for name, source in zip(names, ("a.png", "deep/b.jpg", "deep/b.png")):
+        expected = segment(model, processor, Path("photos", source)).label_map.numpy()
+        label_map = Image.open(f"segmented/label_maps/{name}.png")
+        assert label_map.mode == "L"
+        np.testing.assert_array_equal(np.array(label_map), expected)
+        areas = json.loads(Path(f"segmented/areas/{name}.json").read_text())
+        assert (areas["image"], areas["height"], areas["width"]) == (str(Path("photos", source)), 48, 80)
+        counts = {SYNTHETIC_CLASSES[index]: int((expected == index).sum()) for index in np.unique(expected)}
+        assert {one["label"]: one["pixels"] for one in areas["classes"]} == counts
+        assert Image.open(f"segmented/overlays/{name}.png").width > 300
+
+
+def test_segment_with_options(model, processor, folder, photos):
+    options = ["--refine_boundaries", "--boundary_steps", "2", "--boundary-threshold", "0.4", "--flip"]
+    options += ["--mode", "slide", "--crop_size", "64", "--stride", "32", "--do_resize", "false"]
+    save = ["label_maps", "boundaries", "refinement"]
+    assert main(["segment", folder, "photos/a.png", "--output_dir", "out", *options, "--save", *save]) == 0
+    assert written("out") == ["boundaries/a.png", "label_maps/a.png", "refinement/a.png"]
+    arguments = {"mode": "slide", "crop_size": 64, "stride": 32, "do_resize": False, "flip": True}
+    refinement = {"refine_boundaries": True, "boundary_steps": 2, "boundary_threshold": 0.4}
+    expected = segment(model, processor, "photos/a.png", **arguments, **refinement).label_map
+    got = np.array(Image.open("out/label_maps/a.png"))
+    np.testing.assert_array_equal(got, expected)
+    assert (segment(model, processor, "photos/a.png", **arguments).label_map != expected).any()
+
+
+def test_colors_of_a_class_list(folder, photos):
+    data = [{"id": index, "name": name, "color": [0, 0, 250]} for index, name in enumerate(SYNTHETIC_CLASSES)]
+    Path("classes.json").write_text(json.dumps({"classes": data}))
+    arguments = ["segment", folder, "photos/a.png", "--save", "overlays", "--opacity", "1"]
+    assert main([*arguments, "--class_list", "classes.json"]) == 0
+    picture = np.array(Image.open("segmented/overlays/a.png").convert("RGB"))
+    assert (picture == load_class_list("classes.json").palette[0]).all(-1).mean() > 0.5
+
+
+def test_bad_images_are_reported_and_passed_over(folder, photos, capsys):
+    Path("photos/broken.jpg").write_bytes(b"no image")
+    Path("photos/cut.png").write_bytes(Path("photos/a.png").read_bytes()[:3000])
+    arguments = ["segment", folder, "photos", "missing.png", "none/*.png", "--save", "areas"]
+    assert main(arguments) == 1
+    output = capsys.readouterr()
+    assert "3 segmented, 4 failed in " in output.out
+    errors = sorted(output.err.splitlines())
+    assert [error.removeprefix("unept-hf segment: ").partition(": ")[::2] for error in errors] == [
+        ("missing.png", "there is no such file or folder"),
+        ("none/*.png", "no file matches"),
+        (str(Path("photos/broken.jpg")), errors[2].partition(": ")[2].partition(": ")[2]),
+        (str(Path("photos/cut.png")), errors[3].partition(": ")[2].partition(": ")[2]),
+    ]
+    assert "broken.jpg is no image file" in errors[2] and "truncated" in errors[3]
+    assert written() == ["areas/a.json", "areas/deep/b.jpg.json", "areas/deep/b.png.json"]
+    assert main([*arguments, "--existing", "overwrite", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_existing_results(folder, photos, capsys):
+    arguments = ["segment", folder, "photos", "--save", "label_maps"]
+    assert main(arguments) == 0
+    result = Path("segmented/label_maps/a.png")
+    result.write_bytes(b"mine")
+    assert main(arguments) == 1
+    assert "exists already, as do 2 other results: pass --existing" in capsys.readouterr().err
+    Path("segmented/label_maps/deep/b.jpg.png").unlink()
+    assert main([*arguments, "--existing", "skip"]) == 0
+    assert capsys.readouterr().out.startswith("1 segmented, 2 skipped in")
+    assert result.read_bytes() == b"mine"
+    assert main([*arguments, "--existing", "overwrite"]) == 0
+    assert Image.open(result).size == (80, 48)
+
+
+def test_images_are_never_overwritten(folder, photos, capsys):
+    # As a user might who takes the label maps of a run for images.
+    Path("label_maps").mkdir()
+    synthetic_scene(1, size=(48, 80))[0].save("label_maps/a.png")
+    before = Path("label_maps/a.png").read_bytes()
+    arguments = ["segment", folder, "label_maps/a.png", "--output_dir", ".", "--existing", "overwrite"]
+    assert main(arguments) == 1
+    assert "is one of the images, and would be overwritten" in capsys.readouterr().err
+    assert Path("label_maps/a.png").read_bytes() == before
+    # In the folder of the images, a second run does not take the results of the first for images.
+    arguments = ["segment", folder, "photos", "--output_dir", "photos", "--save", "label_maps", "--existing", "skip"]
+    assert main(arguments) == 0 == main(arguments)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("0 segmented, 3 skipped")
+
+
+def places(*names, output_dir="out"):
+    images, problems = find_images(names, Path(output_dir))
+    assert not problems
+    return {Path(name).as_posix(): place.as_posix() for name, place in images}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_linked_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos/deep/a.png", "elsewhere/b.png"):
+        Path(name).parent.mkdir(parents=True)
+        Path(name).touch()
+    Path("photos/link").symlink_to("../elsewhere")
+    Path("photos/deep/round").symlink_to("..")
+    Path("only").mkdir()
+    Path("only/link").symlink_to("../elsewhere")
+    assert places("photos") == {"photos/deep/a.png": "deep/a", "photos/link/b.png": "link/b"}
+    assert places("only") == {"only/link/b.png": "link/b"}
+
+
+def test_long_names(folder, photos):
+    name = "x" * 246 + ".png"  # with which no file system takes more
+    Path("photos/a.png").rename(name)
+    assert main(["segment", folder, name, "--save", "label_maps"]) == 0
+    assert written() == [f"label_maps/{name}"]
+
+
+def test_names_of_results(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one/x.png", "two/x.png", "two/x.JPG", "two/x.PNG.png", "two/deep/.y.tif", "two/notes.txt", "X.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    assert places("one/x.png") == {"one/x.png": "x"}
+    assert places("one/x.png", "two/x.png") == {"one/x.png": "one/x", "two/x.png": "two/x"}
+    assert places("one", "two/deep") == {"one/x.png": "one/x", "two/deep/.y.tif": "two/deep/.y"}
+    both = places("two", "two/x.png", "two/*.JPG")
+    assert sorted(both) == ["two/deep/.y.tif", "two/x.JPG", "two/x.PNG.png", "two/x.png"], "none twice"
+    assert len({place.casefold() for place in both.values()}) == 4
+    assert places("**/*.png")["X.png"] == "X"
+    assert places("https://host:80/a/b%20c.jpg?size=1") == {"https:/host:80/a/b%20c.jpg?size=1": "host_80/a/b c"}
+    assert places("https://host/../../etc/x.png")["https:/host/../../etc/x.png"] == "host/etc/x"
+    # A link counts as what it links to, and is named as it is called.
+    Path("links").mkdir()
+    Path("links/l.png").symlink_to(tmp_path / "one" / "x.png")
+    assert places("links", "one") == {"links/l.png": "l"}
+    monkeypatch.chdir(tmp_path / "one")
+    assert places("../two/x.png", "x.png") == {"../two/x.png": "two/x", "x.png": "one/x"}
+
+
+def test_many_classes_need_16_bits(processor, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = UneptForSemanticSegmentation.from_preset(
+        "unept-tiny", encoder_layers=0, decoder_layers=0, num_labels=300, semantic_loss_ignore_index=-100
+    )
+    with torch.no_grad():
+        model.classifier.bias[299] = 1000.0
+    model.save_pretrained("model")
+    processor.save_pretrained("model")
+    Image.new("RGB", (32, 32)).save("x.png")
+    assert main(["segment", "model", "x.png", "--save", "label_maps", "areas"]) == 0
+    assert (np.array(Image.open("segmented/label_maps/x.png")) == 299).all()
+    assert json.loads(Path("segmented/areas/x.json").read_text())["classes"][0]["fraction"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["segment", "nowhere", "a.png"], "There is no folder nowhere"),
+        (["segment", "./x/y", "a.png"], "There is no folder ./x/y"),
+        (["segment", ".", "a.png"], ". is no folder of a model: it has no config.json"),
+        (["segment", "{}", "a.png", "--device", "warp"], "--device warp is none that PyTorch knows"),
+        (["segment", "{}", "a.png", "--class_list", "cityscapes"], "cityscapes has 19 classes, but the model 22"),
+        (["segment", "{}", "a.png", "--class_list", "nolist"], "Unknown class list 'nolist'"),
+        (["export", "{}", "model.zip"], "model.zip does not say what to write: end it in .onnx or .pt2"),
+        (["export", "{}", "a.png", "--format", "onnx"], "a.png exists already: pass --overwrite"),
+        (["evaluate", "--model_name_or_path", "{}", "--dataset_name", "ade20k"], "needs data_dir"),
+    ],
+)
+def test_errors_without_stack_traces(folder, photos, capsys, arguments, message):
+    Path("photos/a.png").rename("a.png")
+    arguments = [folder if argument == "{}" else argument for argument in arguments]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"unept-hf {arguments[0]}: ") and message in error and "Traceback" not in error
+    with pytest.raises((ValueError, OSError), match=r"."):
+        main([*arguments, "--debug"])
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has an accelerator")
+def test_device_that_is_not_there(folder, photos, capsys):
+    assert main(["segment", folder, "photos", "--device", "cuda"]) == 1
+    assert "--device cuda can not be used: PyTorch finds only the cpu here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["segment"], ["segment", "m", "i", "--mode", "half"], ["benchmark", "m", "--sizes", "0x5"], ["bake"]],
+)
+def test_wrong_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert "usage: unept-hf" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--batch_size", "-1"], "batch_size has to be a whole number from 1, got -1"),
+        (["--mode", "slide", "--stride", "900"], "stride (900, 900) leaves gaps"),
+        (["--mode", "slide", "--crop_size", "101", "--stride", "8"], "crop_size (101, 101) has to be made of"),
+        (["--boundary_threshold", "7"], "boundary_threshold is a probability"),
+        (["--opacity", "5"], "opacity has to lie within 0 and 1, got 5.0"),
+        (["--picture_size", "-3"], "picture_size has to be at least 1 pixel, got -3"),
+    ],
+)
+def test_wrong_options_come_before_the_images(folder, photos, capsys, options, message):
+    with pytest.raises(SystemExit) as exit:
+        main(["segment", folder, "photos", *options])
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"unept-hf segment: {message}") and error.count("\n") == 1
+    assert not Path("segmented").exists()
+
+
+def test_a_folder_that_can_not_be_written(folder, photos, capsys):
+    Path("file").touch()
+    assert main(["segment", folder, "photos", "--output_dir", "file"]) == 1
+    assert capsys.readouterr().err == "unept-hf segment: file is a file: name a folder.\n"
+
+
+def test_weights_that_are_missing(folder, photos, capsys):
+    shutil.copytree(folder, "model")
+    weights = load_file("model/model.safetensors")
+    save_file({name: weights[name] for name in weights if "classifier" not in name}, "model/model.safetensors")
+    for command in (["segment", "model", "photos"], ["export", "model", "for-the-hub"]):
+        assert main(command) == 1
+        assert "classifier.bias is missing, classifier.weight is missing. Copy" in capsys.readouterr().err
+    assert not Path("segmented").exists() and not Path("for-the-hub").exists()
+
+
+@pytest.mark.parametrize("command", ["segment", "evaluate", "export", "benchmark", "env"])
+def test_help_has_examples_that_parse(command, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([command, "--help"])
+    assert exit.value.code == 0
+    text = capsys.readouterr().out
+    examples = [line.partition("   ")[0].split() for line in text.splitlines() if line.startswith("  unept-hf ")]
+    assert examples
+    for example in examples:
+        assert example[1] == command
+        if not example[-1].endswith((".yaml", ".json")):
+            cli.make_parser().parse_args(example[1:])
+
+
+def test_evaluate(model, processor, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = {"max_images": 2, "batch_size": 2, "mode": "slide", "crop_size": 64, "stride": 48}
+    options |= {"scales": [0.5, 1.0], "flip": True, "do_resize": False, "num_samples": 1}
+    source = {"dataset_name": "synthetic", "num_synthetic_scenes": 2, "synthetic_scene_size": 96}
+    given = {"model_name_or_path": folder, "refine_boundaries": "both", **source, **options}
+    Path("evaluation.yaml").write_text(json.dumps(given))
+    assert main(["evaluate", "evaluation.yaml"]) == 0
+    output = capsys.readouterr()
+    assert "mean_iou" in output.out and "outputs/evaluation" in output.out and output.err == ""
+    results = json.loads(Path("outputs/evaluation/results.json").read_text())
+    dataset, class_list = load_segmentation_dataset(**source, split="validation")
+    expected = evaluate_model(
+        model, processor, dataset, class_list, refine_boundaries="both", progress=False, **options
+    )
+    for name in ("mean_iou", "overall_accuracy", "boundary_f1_3px"):
+        assert results[name] == pytest.approx(expected[name])
+        assert results["refined"][name] == pytest.approx(expected["refined"][name])
+    assert Path("outputs/evaluation/results.png").stat().st_size > 1000
+
+    typed = ["--model_name_or_path", folder, "--dataset_name", "synthetic", "--max_images", "1", "--device", "cpu"]
+    typed += ["--num_synthetic_scenes", "3", "--synthetic_scene_size", "64"]
+    assert main(["evaluate", *typed, "--no_boundary_metrics", "--output_dir", "out"]) == 0
+    assert not any(name.startswith("boundary") for name in json.loads(Path("out/results.json").read_text()))
+
+    # What a training with these options has held out: another scene than the first.
+    typed += ["--eval_fraction", "0.3", "--seed", "5", "--split", "validation"]
+    assert main(["evaluate", *typed, "--no_boundary_metrics", "--output_dir", "share"]) == 0
+    shares = [json.loads(Path(name, "results.json").read_text()) for name in ("out", "share")]
+    assert shares[0]["num_images"] == shares[1]["num_images"] == 1
+    pixels = [[one["pixels"] for one in share["per_category"].values()] for share in shares]
+    assert sum(pixels[0]) == sum(pixels[1]) == 64**2 and pixels[0] != pixels[1]
+    with pytest.raises(SystemExit) as exit:
+        main(["evaluate", *typed, "--eval_fraction", "2"])
+    assert exit.value.code == 2
+    assert "eval_fraction has to lie in [0, 1), got 2.0" in capsys.readouterr().err
+
+
+def test_evaluate_with_options_after_the_file(tmp_path, monkeypatch):
+    parsed = []
+    monkeypatch.setattr(cli, "run_evaluate", lambda arguments: parsed.append(arguments) or 0)
+    file = tmp_path / "evaluation.json"
+    given = {"model_name_or_path": "m", "dataset_name": "synthetic", "refine_boundaries": True, "batch_size": 2}
+    file.write_text(json.dumps(given, indent="\t"))
+    assert main(["evaluate", str(file), "--batch_size", "3"]) == 0
+    assert parsed[0].refine_boundaries == "yes" and parsed[0].batch_size == 3
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(file), "--mode", "half"])
+
+
+@pytest.mark.parametrize(("content", "message"), [("[1, 2]", "names of options"), ("{a: [", "can not be read")])
+def test_bad_option_files(tmp_path, content, message):
+    (tmp_path / "evaluation.yaml").write_text(content)
+    with pytest.raises(SystemExit, match=message):
+        main(["evaluate", str(tmp_path / "evaluation.yaml")])
+
+
+def test_export_hub_folder(model, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", folder, "for-the-hub"]) == 0
+    assert "hf upload <user>/for-the-hub" in capsys.readouterr().out
+    assert {"config.json", "model.safetensors", "modeling_unept.py"} <= {
+        file.name for file in Path("for-the-hub").iterdir()
+    }
+    assert main(["export", folder, "for-the-hub"]) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(["export", folder, "for-the-hub", "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(("difference", "said"), [(2e-6, "at most 2.0e-06"), (None, "pip install onnxruntime")])
+def test_export_onnx(folder, tmp_path, monkeypatch, capsys, difference, said):
+    calls = {}
+
+    def export_onnx(model, path, **options):
+        calls.update(options)
+        path.write_bytes(b"onnx")
+        return difference
+
+    monkeypatch.setattr(unept_hf.export.graphs, "export_onnx", export_onnx)
+    path = str(tmp_path / "model.onnx")
+    assert main(["export", folder, path, "--opset", "20", "--size_divisor", "32"]) == 0
+    assert said in capsys.readouterr().out
+    assert (calls["opset_version"], calls["size_divisor"], calls["tolerance"]) == (20, 32, 1e-3)
+    assert calls["metadata"]["size"] == {"shortest_edge": 64, "longest_edge": 256}
+    assert len(calls["metadata"]["image_mean"]) == 3
+
+
+@pytest.mark.parametrize(("options", "form"), [(["--keep_kernel"], "torch"), (["--format", "aot"], "aot_inductor")])
+def test_export_pt2(folder, tmp_path, monkeypatch, capsys, options, form):
+    calls = {}
+
+    def export(model, path, **options):
+        calls.update(options)
+        path.write_bytes(b"pt2")
+        return 0.0
+
+    monkeypatch.setattr(unept_hf.export.graphs, f"export_{form}", export)
+    assert main(["export", folder, str(tmp_path / "model.pt2"), *options, "--tolerance", "1e-4"]) == 0
+    assert "differ from the model's by at most 0.0e+00 (tolerance 1.0e-04)" in capsys.readouterr().out
+    expected = {"size_divisor": None, "tolerance": 1e-4} | ({"keep_kernel": True} if form == "torch" else {})
+    assert calls == expected
+
+
+def test_benchmark(tmp_path, capsys):
+    path = tmp_path / "latency.json"
+    arguments = [
+        "--sizes",
+        "64",
+        "32x64",
+        "--repeats",
+        "2",
+        "--batch_size",
+        "2",
+        "--all_backends",
+        "--json",
+        str(path),
+    ]
+    assert main(["benchmark", "unept-tiny", "--device", "cpu", *arguments]) == 0
+    text = capsys.readouterr().out
+    report = json.loads(path.read_text())
+    assert report["chosen"] == chosen_backend("cpu")
+    runs = [name for name, reason in report["backends"].items() if reason is None]
+    assert "torch" in runs
+    assert [(row["height"], row["width"], row["attention"]) for row in report["results"]] == [
+        (height, 64, name) for height in (64, 32) for name in runs
+    ]
+    for row in report["results"]:
+        assert 0 < row["fastest_seconds"] <= row["median_seconds"]
+        assert row["images_per_second"] == pytest.approx(2 / row["median_seconds"])
+        assert f"{1000 * row['median_seconds']:.1f} ms" in text
+    for name, reason in report["backends"].items():
+        assert f"attention backend {name}: " in text
+        assert reason is None or reason in text
+
+
+def test_attention_backends_say_why_not():
+    reasons = attention_backends("cpu", torch.float64)
+    assert reasons["torch"] is None
+    assert "float64" in reasons["cpu"] or "not built" in reasons["cpu"]
+    assert chosen_backend("cpu", torch.float64) == "torch"
+    with attention.attention_backend("torch"):
+        assert chosen_backend("cpu") == "torch"
+
+
+def test_peak_memory():
+    with peak_memory(torch.device("cpu")) as memory:
+        held = torch.ones(64 * 2**20 // 4)
+        del held
+    assert 60 * 2**20 < memory["bytes"] < 200 * 2**20
+
+
+def test_env(capsys, monkeypatch):
+    assert main(["env"]) == 0
+    text = capsys.readouterr().out
+    assert f"torch: {torch.__version__.split('+')[0]}" in text and "torch on cpu: runs" in text
+    monkeypatch.setattr(attention._choice, "backend", "abacus")
+    monkeypatch.setenv("UNEPT_ATTENTION_BACKEND", "abacus")
+    assert main(["env", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert "abacus" in report["deformable attention"]["chosen on cpu"]
+    assert report["variables"]["UNEPT_ATTENTION_BACKEND"] == "abacus"
+
+
+def test_entry_points():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert "unept-hf = unept_hf.cli.main:main" in setup["options.entry_points"]["console_scripts"]
+    result = subprocess.run(
+        [sys.executable, "-m", "unept_hf", "--version"], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout) == (0, f"{unept_hf.__version__}\n")
+
+
+def test_interruption(folder, photos, monkeypatch, capsys):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "segment_one", interrupt)
+    assert main(["segment", folder, "photos"]) == 130
+    assert capsys.readouterr().err == "unept-hf segment: interrupted\n"

@@ -1,0 +1,52 @@
+"""The checkpoint that comes with the package. `benchmarks/shipped_checkpoint.py` measures it on 200 scenes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoImageProcessor, pipeline
+
+from unept_hf import SYNTHETIC_SCENES, UneptForSemanticSegmentation, UneptImageProcessor
+from unept_hf.data.class_lists import load_class_list
+from unept_hf.data.segmentation_datasets import load_segmentation_dataset
+from unept_hf.evaluation.evaluate import evaluate_model
+from unept_hf.synthetic.scenes import synthetic_scene
+
+
+FOLDER = Path(SYNTHETIC_SCENES)
+
+
+@pytest.mark.floor
+def test_it_is_small_and_complete():
+    assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 8e6 + 100_000
+    assert (FOLDER / "model.safetensors").stat().st_size <= 8e6
+    model, report = UneptForSemanticSegmentation.from_pretrained(SYNTHETIC_SCENES, output_loading_info=True)
+    assert not any(report.values())
+    assert model.config.id2label == load_class_list("synthetic").id2label
+    assert isinstance(AutoImageProcessor.from_pretrained(SYNTHETIC_SCENES), UneptImageProcessor)
+    # A folder with `auto_map` but without code would ask for trust_remote_code.
+    for name in ("config.json", "preprocessor_config.json"):
+        assert "auto_map" not in json.loads((FOLDER / name).read_text())
+
+
+def test_pipeline_sees_a_held_out_scene():
+    image, label_map = synthetic_scene(2**31)
+    segmenter = pipeline("image-segmentation", model=SYNTHETIC_SCENES)
+    found = np.full(label_map.size[::-1], 255)
+    for segment in segmenter(image):
+        found[np.array(segment["mask"]) > 0] = segmenter.model.config.label2id[segment["label"]]
+    assert (found == np.array(label_map)).mean() > 0.8
+
+
+def test_it_segments_scenes_that_it_was_not_trained_on():
+    dataset, classes = load_segmentation_dataset("synthetic", "validation", num_synthetic_scenes=20)
+    model = UneptForSemanticSegmentation.from_pretrained(SYNTHETIC_SCENES)
+    processor = UneptImageProcessor.from_pretrained(SYNTHETIC_SCENES)
+    results = evaluate_model(model, processor, dataset, classes, boundary_f1=False, progress=False)
+    assert results["mean_iou"] > 0.65
+    torch.manual_seed(0)
+    untrained = UneptForSemanticSegmentation(model.config).eval()
+    other = evaluate_model(untrained, processor, dataset, classes, boundary_f1=False, progress=False, max_images=5)
+    assert other["mean_iou"] < 0.1
