@@ -23,8 +23,8 @@ from original_state_dict import (
 )
 
 from unept_hf import UneptModel
+from unept_hf.files import atomic_directory
 from unept_hf.model.modeling_unept import read_state_dict
-from unept_hf.model_folder import new_folder
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -41,7 +41,7 @@ def convert(args: argparse.Namespace) -> None:
         OSError: when a file is missing, or the output can not be written.
         ValueError: when the checkpoint does not fit the backbone of the preset or configuration.
     """
-    with new_folder(args.output, args.overwrite) as folder:
+    with atomic_directory(args.output, args.overwrite) as folder:
         config = load_config(args.preset, args.config)
         original = read_state_dict(args.checkpoint)
         if "query_embed.weight" in original:

@@ -29,8 +29,8 @@ from torch import Tensor
 
 from unept_hf import UneptConfig, UneptForSemanticSegmentation, UneptImageProcessor
 from unept_hf.data.class_lists import load_class_list
+from unept_hf.files import atomic_directory
 from unept_hf.model.modeling_unept import read_state_dict
-from unept_hf.model_folder import new_folder
 
 
 MAX_DIFFERENCE = 1e-4
@@ -157,7 +157,7 @@ def convert(args: argparse.Namespace) -> None:
         OSError: when a file is missing, or the output can not be written or uploaded.
         ValueError: when the checkpoint, the configuration and the class list do not fit together.
     """
-    with new_folder(args.output, args.overwrite) as folder:
+    with atomic_directory(args.output, args.overwrite) as folder:
         class_list = load_class_list(args.id2label)
         config = load_config(args.preset, args.config, id2label=class_list.id2label, label2id=class_list.label2id)
         if args.decoder_self_attention is not None:

@@ -24,7 +24,7 @@ from unept_hf.arguments import (
     words_of_options,
 )
 from unept_hf.evaluation.evaluate import evaluate_and_report
-from unept_hf.model_folder import load_whole
+from unept_hf.inference.loading import load_model_and_processor
 
 
 def main(args: list[str] | None = None) -> dict:
@@ -38,7 +38,7 @@ def main(args: list[str] | None = None) -> dict:
     accelerator = Accelerator()
     name = model_arguments.model_name_or_path
     hub = {option: getattr(model_arguments, option) for option in ("revision", "token", "trust_remote_code")}
-    model, processor = load_whole(name, **hub)
+    model, processor = load_model_and_processor(name, **hub)
     results = evaluate_and_report(
         model.to(accelerator.device),
         processor,

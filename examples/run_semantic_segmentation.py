@@ -63,8 +63,8 @@ from unept_hf.export.hub import (
     picture_line,
     with_metadata,
 )
+from unept_hf.files import atomic_directory, remove_leftovers
 from unept_hf.model.modeling_unept import plain_tensors
-from unept_hf.model_folder import new_folder, remove_leftovers
 from unept_hf.training.checkpoints import (
     commit_checkpoint,
     latest_checkpoint,
@@ -1291,7 +1291,7 @@ class SegmentationTrainer:
             logger.warning("No evaluation gave a mean IoU, so the final model is the last one, not the best.")
         if self.run_args.load_best_model_at_end and has_best:
             if self.accelerator.is_main_process:
-                with new_folder(final, overwrite=True) as folder:
+                with atomic_directory(final, overwrite=True) as folder:
                     shutil.copytree(self.output_dir / "best_model", folder, dirs_exist_ok=True)
                     # What may be published is for this run to say, though an earlier one may have written the model.
                     card = folder / "README.md"

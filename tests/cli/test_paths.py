@@ -21,8 +21,9 @@ from unept_hf.data.folder_layouts import image_folder_files
 from unept_hf.data.segmentation_datasets import load_segmentation_dataset
 from unept_hf.evaluation.evaluate import save_results
 from unept_hf.export.hub import export
+from unept_hf.files import atomic_directory, remove_leftovers
+from unept_hf.inference.loading import load_model_and_processor
 from unept_hf.model.image_processing_pil_unept import open_image
-from unept_hf.model_folder import load_whole, new_folder, remove_leftovers
 from unept_hf.synthetic.scenes import SYNTHETIC_CLASSES, synthetic_scene
 from unept_hf.training.checkpoints import commit_checkpoint, read_checkpoint, start_checkpoint
 from unept_hf.visualization import figures as visualization
@@ -88,7 +89,7 @@ def test_data_set_on_disk(home):
 
 
 def test_functions_that_read(home):
-    model, _ = load_whole("~/model")
+    model, _ = load_model_and_processor("~/model")
     assert model.config.num_labels == len(SYNTHETIC_CLASSES)
     assert open_image("~/mine/images/0.png").size == (48, 32)
     with pytest.raises(FileNotFoundError, match=r"no file ~/gone\.png"):
@@ -102,10 +103,10 @@ def test_functions_that_read(home):
 
 
 def test_functions_that_write(home, monkeypatch):
-    model, processor = load_whole(SYNTHETIC_SCENES)
+    model, processor = load_model_and_processor(SYNTHETIC_SCENES)
     assert export(model, processor, "~/exported", example_image="~/mine/images/0.png") == home / "exported"
     assert (home / "exported/example.jpg").is_file()
-    with new_folder("~/new") as folder:
+    with atomic_directory("~/new") as folder:
         (folder / "config.json").write_text("{}")
     (home / ".new.killed").mkdir()
     remove_leftovers("~/new")
@@ -204,7 +205,7 @@ def test_companions_in_the_folder_of_a_model(home):
     directory = home / "new"
     directory.mkdir()
     beside(directory / "config.json")
-    with new_folder(directory) as folder:
+    with atomic_directory(directory) as folder:
         (folder / "config.json").write_text("{}")
     assert (directory / "config.json").is_file()
     leftover = home / ".new.killed"

@@ -31,8 +31,8 @@ from ..arguments import (
     read_options,
     words_of_options,
 )
+from ..inference.loading import load_model_and_processor
 from ..model.configuration_unept import PRESETS, UneptConfig
-from ..model_folder import load_whole
 
 
 # What can not be imported without cost (pictures, data sets, exporters) is imported by the command that needs it.
@@ -85,7 +85,7 @@ def load_model(name: str, arguments: argparse.Namespace, allow_preset: bool = Fa
     elif name.startswith((".", "~", os.sep)) or name.count("/") != 1:
         raise FileNotFoundError(f"There is no folder {name}, and models on the Hub are named owner/model.")
     options = {option: getattr(arguments, option) for option in ("revision", "token", "trust_remote_code")}
-    return load_whole(name, **options)
+    return load_model_and_processor(name, **options)
 
 
 # segment
@@ -203,7 +203,7 @@ def segment_one(model, processor, name: str, files: dict[str, Path], options: Se
 
     from ..inference.segment import refine, segment
     from ..model.image_processing_pil_unept import open_image, reading
-    from ..visualization.figures import figures as visualization
+    from ..visualization import figures as visualization
 
     image = open_image(name)
     with reading(name):

@@ -23,11 +23,11 @@ from torch import Tensor
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..data.class_lists import available_class_lists
+from ..files import atomic_directory
 from ..model.configuration_unept import UneptConfig
 from ..model.image_processing_pil_unept import UneptImageProcessorPil, open_image, reading
 from ..model.image_processing_unept import UneptImageProcessor
 from ..model.modeling_unept import UneptForSemanticSegmentation, UneptModel
-from ..model_folder import new_folder
 
 
 # What each Auto class loads: through config.json, and by backend through preprocessor_config.json.
@@ -189,7 +189,8 @@ def default_model_card(
         dataset: The data set of the training, which the metadata names if it is one of the Hub.
         training: Sentences on the training, which are published as they are given.
         training_options: The options of the training.
-        evaluation: What `evaluate_model` returns, or `results.json` holds, with the name of the data set under "dataset". Its metrics go into a table, and into the metadata that the Hub shows.
+        evaluation: The result of `evaluate_model`, or the content of `results.json`, with the name of the data set
+            under "dataset". Its metrics go into a table, and into the metadata that the Hub shows.
         picture: The name of a file beside the card that shows predictions.
 
     Raises:
@@ -348,7 +349,7 @@ def export(
     Raises:
         TypeError: for anything else than a model with its segmentation head and its image processor.
         ValueError: when the image processor makes images of sizes that the model can not take.
-        FileExistsError: when `directory` can not be replaced, see [`new_folder`].
+        FileExistsError: when `directory` can not be replaced, see [`atomic_directory`].
         OSError: when it can not be written.
 
     Example:
@@ -377,7 +378,7 @@ def export(
             "the image processor."
         )
     directory = Path(directory).expanduser().resolve()
-    with new_folder(directory, overwrite) as folder:
+    with atomic_directory(directory, overwrite) as folder:
         model.save_pretrained(folder, state_dict=state_dict)
         set_auto_map(folder / "config.json", {name: class_reference(cls) for name, cls in MODEL_CLASSES.items()})
         image_processor.save_pretrained(folder)

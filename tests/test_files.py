@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from unept_hf import SYNTHETIC_SCENES
-from unept_hf.model_folder import load_whole, new_folder, remove_leftovers
+from unept_hf.files import atomic_directory, remove_leftovers
+from unept_hf.inference.loading import load_model_and_processor
 
 
 class Killed(BaseException):
@@ -21,7 +22,7 @@ class Killed(BaseException):
 
 
 def write(directory, content):
-    with new_folder(directory, overwrite=True) as folder:
+    with atomic_directory(directory, overwrite=True) as folder:
         (folder / "config.json").write_text(content)
 
 
@@ -40,7 +41,7 @@ def write_and_be_killed(directory, content, at_rename, monkeypatch):
         # The temporary folder is not removed either.
         context.setattr("tempfile.TemporaryDirectory.__exit__", lambda *args: None)
         context.setattr("tempfile.TemporaryDirectory._cleanup", lambda *args, **kwargs: None)
-        with pytest.raises(Killed), new_folder(directory, overwrite=True) as folder:
+        with pytest.raises(Killed), atomic_directory(directory, overwrite=True) as folder:
             (folder / "config.json").write_text(content)
             if at_rename == 0:
                 raise Killed
@@ -78,7 +79,7 @@ def test_nothing_else_is_removed(tmp_path):
 
 
 def test_load_whole(tmp_path):
-    model, processor = load_whole(SYNTHETIC_SCENES)
+    model, processor = load_model_and_processor(SYNTHETIC_SCENES)
     assert not model.training and processor.size_divisor == model.model.size_divisor
     folder = tmp_path / "model"
     shutil.copytree(SYNTHETIC_SCENES, folder)
@@ -86,13 +87,13 @@ def test_load_whole(tmp_path):
     weights = load_file(file)
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(OSError, match=r"The weights of .*model are damaged \(.*\): copy or download them again"):
-        load_whole(str(folder))
+        load_model_and_processor(str(folder))
     del weights["classifier.bias"]
     weights["classifier.weight"] = torch.zeros(5, 96, 1, 1)
     save_file(weights, file)
     wanted = tuple(model.classifier.weight.shape)
     with pytest.raises(ValueError) as error:
-        load_whole(str(folder))
+        load_model_and_processor(str(folder))
     assert "classifier.bias is missing, classifier.weight has shape (5, 96, 1, 1)" in str(error.value)
     assert f"instead of {wanted}." in str(error.value)
 
@@ -110,6 +111,6 @@ def test_weights_that_would_run_code(tmp_path):
     (folder / "model.safetensors").unlink()
     torch.save({"classifier.bias": Poison()}, folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match="model is not plain tensors, and cannot be loaded safely") as error:
-        load_whole(str(folder))
+        load_model_and_processor(str(folder))
     # PyTorch's advice is to load it all the same.
     assert "weights_only" not in "".join(traceback.format_exception(error.value))

@@ -1,0 +1,130 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""The options of a prediction, which Python calls, commands and the demo page share."""
+
+import math
+import numbers
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+
+__all__ = ["FLIPS", "PredictionOptions"]
+
+FLIPS = {"horizontal": 1, "vertical": 0}  # name of a flip -> the dimension of (height, width) that it reverses
+
+
+@dataclass
+class PredictionOptions:
+    """
+    How to predict a label map. The defaults are those of the paper at a single scale.
+
+    Args:
+        mode: `"whole"`: the model sees a view at once, and its logits are resized to the target. `"slide"`: it sees
+            windows of `crop_size` every `stride` pixels, with the last window of a row or column moved back inside.
+        crop_size: (height, width) of the windows in pixels, or one number for both; multiples of the model's stride.
+        stride: (rows, columns) between windows in pixels, or one number for both; at most `crop_size`.
+        scales: factors on the processor's `size`, or on the size of the image with `do_resize=False`; one view each.
+        flip: whether to add flipped views: `True` or `"horizontal"`, `"vertical"`, or a list of both.
+        do_resize: whether the image processor resizes the image first; `None` stands for its own setting. `False`
+            keeps the full resolution of large images in mode `"slide"`.
+        refine_boundaries: whether pixels at a boundary take the label found along their direction, away from the
+            boundary. Needs a model with boundary heads.
+        boundary_threshold: probability above which a pixel is at a boundary.
+        boundary_steps: largest number of pixels of the target that the refinement walks.
+        batch_size: how many windows the model gets at once. On the CPU it gets one after the other all the same, so
+            that the result is the same to the last bit; on a GPU, ties up to rounding may fall differently.
+        autocast: dtype to compute in, `"bfloat16"` or `"float16"` (or the torch dtype); `None` stands for the dtype of
+            the weights.
+
+    Raises:
+        ValueError: for a value that cannot be used.
+    """
+
+    mode: str = field(
+        default="whole", metadata={"help": "Whole images or sliding windows.", "choices": ["whole", "slide"]}
+    )
+    crop_size: list[int] = field(
+        default_factory=lambda: [480],
+        metadata={"help": "Size of the windows in pixels: one number, or height and width."},
+    )
+    stride: list[int] = field(
+        default_factory=lambda: [160],
+        metadata={"help": "Pixels between windows: one number, or rows and columns."},
+    )
+    scales: list[float] = field(
+        default_factory=lambda: [1.0], metadata={"help": "Factors on the size of the images; one view each."}
+    )
+    flip: bool | str = field(default=False, metadata={"help": "Add mirrored views."})
+    do_resize: bool | None = field(
+        default=None,
+        metadata={"help": "Whether the image processor resizes first; its own setting by default."},
+    )
+    refine_boundaries: bool = field(default=False, metadata={"help": "Refine the boundaries."})
+    boundary_threshold: float = field(
+        default=0.5, metadata={"help": "Probability above which a pixel is at a boundary."}
+    )
+    boundary_steps: int = field(default=1, metadata={"help": "Largest number of pixels that the refinement walks."})
+    batch_size: int = field(default=4, metadata={"help": "Number of windows that the model gets at once."})
+    autocast: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dtype to compute in; the dtype of the weights by default.",
+            "choices": ["bfloat16", "float16"],
+        },
+    )
+
+    def __post_init__(self):
+        if self.mode not in ("whole", "slide"):
+            raise ValueError(f"mode must be 'whole' or 'slide', got {self.mode!r}.")
+        self.crop_size, self.stride = _pair("crop_size", self.crop_size), _pair("stride", self.stride)
+        if self.mode == "slide" and (self.stride[0] > self.crop_size[0] or self.stride[1] > self.crop_size[1]):
+            raise ValueError(f"stride {self.stride} leaves gaps between windows of crop_size {self.crop_size}.")
+        self.scales = [self.scales] if isinstance(self.scales, numbers.Real) else [float(one) for one in self.scales]
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
+            raise ValueError(f"scales must be positive numbers, got {self.scales}.")
+        if not all(flip in FLIPS for flip in self.flips[1:]):
+            raise ValueError(f"flip must be a boolean or made of {', '.join(FLIPS)}, got {self.flip!r}.")
+        if not 0 <= self.boundary_threshold <= 1:
+            raise ValueError(f"boundary_threshold must be a probability in [0, 1], got {self.boundary_threshold}.")
+        for name in ("boundary_steps", "batch_size"):
+            if not _is_count(getattr(self, name)):
+                raise ValueError(f"{name} must be an integer of at least 1, got {getattr(self, name)!r}.")
+        if isinstance(self.autocast, torch.dtype):
+            self.autocast = str(self.autocast).removeprefix("torch.")
+        if self.autocast not in (None, "bfloat16", "float16"):
+            raise ValueError(f"autocast must be 'bfloat16' or 'float16', got {self.autocast!r}.")
+
+    @property
+    def flips(self) -> list[str | None]:
+        """The flip of each view of one scale; `None` for the upright view."""
+        if isinstance(self.flip, bool):
+            return [None, "horizontal"] if self.flip else [None]
+        return [None, self.flip] if isinstance(self.flip, str) else [None, *self.flip]
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        return None if self.autocast is None else getattr(torch, self.autocast)
+
+    def check_model(self, model: nn.Module) -> None:
+        """
+        Checks that windows of `crop_size` fit a model.
+
+        Raises:
+            ValueError: if a side is not a multiple of the model's stride.
+        """
+        divisor = getattr(getattr(model, "base_model", model), "size_divisor", 1)
+        if self.mode == "slide" and any(side % divisor for side in self.crop_size):
+            raise ValueError(f"crop_size {self.crop_size} must be made of multiples of {divisor}, the model's stride.")
+
+
+def _pair(name: str, value) -> list[int]:
+    pair = list(value) if isinstance(value, (tuple, list)) else [value]
+    pair = pair * 2 if len(pair) == 1 else pair
+    if len(pair) != 2 or not all(map(_is_count, pair)):
+        raise ValueError(f"{name} must be one or two numbers of pixels, each at least 1, got {value!r}.")
+    return [int(side) for side in pair]
+
+
+def _is_count(value) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 1
