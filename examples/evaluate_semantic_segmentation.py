@@ -17,12 +17,11 @@ from transformers import HfArgumentParser
 
 import unept_hf  # noqa: F401  (registers UN-EPT with the Auto classes)
 from unept_hf.arguments import (
-    DataArguments,
-    EvaluationArguments,
     ModelArguments,
     read_options,
     words_of_options,
 )
+from unept_hf.evaluation.arguments import EvaluationArguments, EvaluationDataArguments
 from unept_hf.evaluation.evaluate import evaluate_and_report
 from unept_hf.inference.loading import load_model_and_processor
 
@@ -30,7 +29,7 @@ from unept_hf.inference.loading import load_model_and_processor
 def main(args: list[str] | None = None) -> dict:
     """Runs the evaluation and returns its results."""
     args = sys.argv[1:] if args is None else args
-    parser = HfArgumentParser((ModelArguments, DataArguments, EvaluationArguments))
+    parser = HfArgumentParser((ModelArguments, EvaluationDataArguments, EvaluationArguments))
     if args and args[0].endswith((".yaml", ".yml", ".json")):
         args = [*words_of_options(read_options(args[0])), *args[1:]]
     model_arguments, data_arguments, evaluation_arguments = parser.parse_args_into_dataclasses(args)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from unept_hf.arguments import DataArguments, merge_options, read_options, words_of_options
+from unept_hf.arguments import merge_options, read_options, words_of_options
 from unept_hf.data.segmentation_datasets import load_segmentation_dataset
+from unept_hf.evaluation.arguments import EvaluationDataArguments
 
 
 def test_options_of_data_are_those_of_the_function():
@@ -18,7 +19,7 @@ def test_options_of_data_are_those_of_the_function():
     trainer = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "run_semantic_segmentation.py"))
     function = set(inspect.signature(load_segmentation_dataset).parameters)
     names = {"dataset_name", "data_dir", "image_dir", "label_dir", "label_suffix", "class_list"}
-    for arguments in (DataArguments, trainer["DataArguments"]):
+    for arguments in (EvaluationDataArguments, trainer["DataArguments"]):
         fields = {field.name: field for field in dataclasses.fields(arguments)}
         assert names <= fields.keys() & function
         assert "camvid" in fields["dataset_name"].metadata["help"]

@@ -21,25 +21,21 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
-from ..arguments import (
-    DataArguments,
-    EvaluationArguments,
-    HubArguments,
-    ModelArguments,
-    PredictionArguments,
-    SegmentationArguments,
-    read_options,
-    words_of_options,
-)
+from ..arguments import HubArguments, ModelArguments, read_options, words_of_options
+from ..evaluation.arguments import EvaluationArguments, EvaluationDataArguments
 from ..inference.loading import load_model_and_processor
+from ..inference.options import PredictionOptions
 from ..model.configuration_unept import PRESETS, UneptConfig
+from .segmentation_arguments import SegmentationArguments
 
 
 # What can not be imported without cost (pictures, data sets, exporters) is imported by the command that needs it.
 
 HUB_PREFIX = "hf://"
 # Options of how to predict that can be wrong.
-CHECKED = tuple(field.name for field in fields(PredictionArguments) if field.name != "do_resize")
+CHECKED = tuple(
+    field.name for field in fields(PredictionOptions) if field.name not in ("do_resize", "refine_boundaries")
+)
 SUFFIXES = {"label_maps": ".png", "overlays": ".png", "areas": ".json", "boundaries": ".png", "refinement": ".png"}
 
 
@@ -335,7 +331,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     # Accelerate knows of other processes, and takes the accelerator where there is one.
     accelerator = Accelerator() if arguments.device == "auto" else None
     device = accelerator.device if accelerator is not None else choose_device(arguments.device)
-    data, evaluation = (from_namespace(one, arguments) for one in (DataArguments, EvaluationArguments))
+    data, evaluation = (from_namespace(one, arguments) for one in (EvaluationDataArguments, EvaluationArguments))
     model, processor = load_model(arguments.model_name_or_path, arguments)
     with wrong_options(arguments):
         check_options(model, **{name: getattr(evaluation, name) for name in CHECKED})
@@ -642,7 +638,7 @@ def make_parser() -> argparse.ArgumentParser:
         run_evaluate,
         "--model_name_or_path MODEL --dataset_name DATASET",
         "metrics of a model on a data set",
-        (ModelArguments, DataArguments, EvaluationArguments),
+        (ModelArguments, EvaluationDataArguments, EvaluationArguments),
     )
 
     one = add("export", run_export, "model output", "a model for other programs", HubArguments)

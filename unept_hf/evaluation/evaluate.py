@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..arguments import DataArguments, EvaluationArguments
 from ..data.class_lists import ClassList
 from ..data.label_maps import decode_example
 from ..data.segmentation_datasets import hold_out, load_segmentation_dataset
 from ..inference.segment import refine, segment_batch
 from ..visualization.figures import color_label_map
+from .arguments import EvaluationArguments, EvaluationDataArguments
 from .metrics import boundary_f_scores, confusion_matrix, trimap_confusion_matrices
 from .metrics.boundary_f1.boundary_f1 import scores_from_sums
 from .metrics.mean_iou.mean_iou import scores_from_confusion_matrix
@@ -504,7 +504,7 @@ def save_results(results: dict, class_list: ClassList, output_dir: str | os.Path
 def evaluate_and_report(
     model: nn.Module,
     processor,
-    data_arguments: DataArguments,
+    data_arguments: EvaluationDataArguments,
     evaluation_arguments: EvaluationArguments,
     model_name: str,
     accelerator: Accelerator | None = None,

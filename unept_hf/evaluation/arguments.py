@@ -1,0 +1,48 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""The options of an evaluation."""
+
+from dataclasses import dataclass, field
+
+from ..data.arguments import DatasetArguments
+from ..inference.options import PredictionOptions
+
+
+__all__ = ["EvaluationArguments", "EvaluationDataArguments"]
+
+
+@dataclass(kw_only=True)
+class EvaluationDataArguments(DatasetArguments):
+    """Which data to evaluate on."""
+
+    split: str | None = field(
+        default=None, metadata={"help": "Split of the data set; validation by default, or train with --eval_fraction."}
+    )
+    eval_fraction: float = field(
+        default=0.0,
+        metadata={"help": "Take the share of the split that a training with this option and seed has left out."},
+    )
+    seed: int = field(default=0, metadata={"help": "With --eval_fraction: the seed of the training."})
+    max_images: int | None = field(default=None, metadata={"help": "Number of images to take; all by default."})
+
+    def __post_init__(self):
+        if not 0 <= self.eval_fraction < 1:
+            raise ValueError(f"eval_fraction must lie in [0, 1), got {self.eval_fraction}.")
+        if self.eval_fraction and self.streaming:
+            raise ValueError("eval_fraction cannot split a stream; drop streaming, or name a split.")
+        if self.split is None:
+            self.split = "train" if self.eval_fraction else "validation"
+
+
+@dataclass
+class EvaluationArguments(PredictionOptions):
+    """How to predict, and what to write."""
+
+    output_dir: str = field(default="outputs/evaluation", metadata={"help": "Folder for the results."})
+    refine_boundaries: str = field(
+        default="no",
+        metadata={"help": "Without boundary refinement, with it, or both.", "choices": ["no", "yes", "both"]},
+    )
+    boundary_metrics: bool = field(
+        default=True, metadata={"help": "Whether to compute boundary F1 and the trimap curve."}
+    )
+    num_samples: int = field(default=4, metadata={"help": "How many predictions the picture shows."})
