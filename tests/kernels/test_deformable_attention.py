@@ -736,7 +736,7 @@ INSTRUCTION_FLAGS = {
 SANITIZED = """
 import ctypes, sys
 from hypothesis import given, settings
-from tests.test_deformable_attention import cpu, draw, draws, plain_form
+from test_deformable_attention import cpu, draw, draws, plain_form
 cpu._library = ctypes.CDLL(sys.argv[1])
 cpu._library.unept_workspace_size.restype = ctypes.c_int64
 
@@ -769,13 +769,22 @@ def test_kernel_under_sanitizers(instruction_set, tmp_path):
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-std=c++17", "-O1", "-g", "-w"]
     command = [compiler, *sanitizers, "-fPIC", "-shared", *flags, str(source), "-o", str(library)]
     built = subprocess.run(command, capture_output=True, text=True)
-    runtime = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
-    if built.returncode or not os.path.isabs(runtime):
+    # The sanitizer takes over __cxa_throw, so the C++ library must be there before Triton throws while it is imported.
+    runtime = [
+        subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so.6")
+    ]
+    if built.returncode or not all(map(os.path.isabs, runtime)):
         pytest.skip(f"{compiler} has no AddressSanitizer: {built.stderr[-200:]}")
     result = subprocess.run(
         [sys.executable, "-c", SANITIZED, str(library)],
         cwd=ROOT,
-        env={**os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": str(ROOT)},
+        env={
+            **os.environ,
+            "LD_PRELOAD": " ".join(runtime),
+            "ASAN_OPTIONS": "detect_leaks=0",
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}",
+        },
         capture_output=True,
         text=True,
     )
