@@ -1,13 +1,11 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """Evaluation in one process and in two, against a plain loop, and the report."""
 
-import importlib.util
 import json
 import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -18,6 +16,7 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 from spread_models import synthetic_scenes_model
 
 from unept_hf import UneptImageProcessor
+from unept_hf.cli import main
 from unept_hf.data.class_lists import class_list_from_data
 from unept_hf.data.segmentation_datasets import load_segmentation_dataset
 from unept_hf.evaluation import evaluate as evaluation
@@ -33,7 +32,6 @@ from unept_hf.inference.segment import segment
 from unept_hf.synthetic.scenes import SYNTHETIC_CLASSES
 
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "evaluate_semantic_segmentation.py"
 IMAGES = 5
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="the name of the loopback interface, for gloo")
 SLIDE = {"mode": "slide", "crop_size": 64, "stride": 32, "scales": (0.5, 1.0), "flip": True}
@@ -265,7 +263,6 @@ def folders(model, processor, data, tmp_path_factory):
 
 # Run by two processes, which get three and two of five images, one and none of one, ...
 PROCESSES_SCRIPT = """
-import importlib.util
 import json
 import sys
 
@@ -274,7 +271,7 @@ from accelerate import Accelerator
 from torch.distributed.fsdp import fully_shard
 
 from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor
-
+from unept_hf.cli import main
 from unept_hf.evaluation import evaluate as evaluation
 from unept_hf.data.segmentation_datasets import load_segmentation_dataset
 from unept_hf.evaluation.evaluate import evaluate_model
@@ -309,16 +306,13 @@ results["sharded_one"] = evaluate_model(sharded, processor, dataset, class_list,
 with open(f"{folder}/results-{accelerator.process_index}.json", "w") as file:
     json.dump(results, file)
 
-spec = importlib.util.spec_from_file_location("example", sys.argv[2])
-example = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(example)
-example.main([folder + "/evaluation.yaml"])
+assert main(["evaluate", folder + "/evaluation.yaml"]) == 0
 """
 
 
 @pytest.fixture(scope="module")
 def two_processes(folders):
-    """What two processes wrote and printed: the results of each, and those of the example."""
+    """What two processes wrote and printed: the results of each, and those of the command."""
     (folders / "script.py").write_text(PROCESSES_SCRIPT)
     options = {
         "model_name_or_path": str(folders / "model"),
@@ -333,7 +327,7 @@ def two_processes(folders):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
     result = subprocess.run(
-        [*command, "script.py", str(folders), str(EXAMPLE)],
+        [*command, "script.py", str(folders)],
         cwd=folders,
         env=environment,
         capture_output=True,
@@ -363,7 +357,7 @@ def test_two_processes_give_the_metrics_of_one(model, processor, data, two_proce
 
 
 @linux_only
-def test_example_with_two_processes(model, processor, data, folders, two_processes):
+def test_command_with_two_processes(model, processor, data, folders, two_processes):
     assert two_processes[1].count("| mean_iou |") == 1  # from the main process alone
     expected = evaluate_model(model, processor, *data, refine_boundaries="both", progress=False)
     assert_same(json.loads((folders / "results" / "results.json").read_text()), expected)
@@ -371,10 +365,7 @@ def test_example_with_two_processes(model, processor, data, folders, two_process
 
 
 @pytest.mark.parametrize(("written", "used"), [("yes", True), ("no", False), ("true", True)])
-def test_example_with_options_after_the_file(folders, tmp_path, monkeypatch, written, used):
-    spec = importlib.util.spec_from_file_location("example", EXAMPLE)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+def test_command_with_options_after_the_file(folders, tmp_path, monkeypatch, written, used):
     calls = {}
 
     def load(**options):
@@ -395,9 +386,9 @@ def test_example_with_options_after_the_file(folders, tmp_path, monkeypatch, wri
         "flip: yes\nscales: [0.5, 1]\nbatch_size: 2\nnum_synthetic_scenes: 7\nsynthetic_scene_size: 64\n"
     )
     try:
-        example.main([str(file), "--batch_size", "3", "--scales", "2", "--dataset_config_name", "full"])
+        main(["evaluate", str(file), "--batch_size", "3", "--scales", "2", "--dataset_config_name", "full"])
         with pytest.raises(SystemExit):
-            example.main([str(file), "--mode", "half"])
+            main(["evaluate", str(file), "--mode", "half"])
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     options = calls["evaluation"]
@@ -428,10 +419,7 @@ def test_a_share_that_a_training_has_held_out(model, processor, data, tmp_path):
             evaluation.DataArguments(**{**source, "eval_fraction": 0.4, **wrong})
 
 
-def test_example_on_the_command_line(folders, tmp_path):
-    spec = importlib.util.spec_from_file_location("example", EXAMPLE)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+def test_command_line(folders, tmp_path):
     arguments = [
         *("--model_name_or_path", folders / "model", "--dataset_name", "synthetic", "--max_images", "1"),
         *("--num_synthetic_scenes", "2", "--synthetic_scene_size", "96"),
@@ -439,7 +427,7 @@ def test_example_on_the_command_line(folders, tmp_path):
         *("--do_resize", "False", "--no_boundary_metrics", "--output_dir", tmp_path / "results"),
     ]
     try:
-        example.main([str(argument) for argument in arguments])
+        main(["evaluate", *map(str, arguments)])
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     saved = json.loads((tmp_path / "results" / "results.json").read_text())
