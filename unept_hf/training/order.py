@@ -1,8 +1,8 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
 Which examples a training step takes, and with which random numbers they are augmented: a function of the seed and the
-step alone. Number of processes, number of data loader workers and interruptions change nothing, and a step number is
-all that a checkpoint has to hold.
+step alone. Number of processes, number of data loader workers and interruptions change nothing, and a checkpoint needs
+no more than the number of its step.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _ORDER, _AUGMENTATION, _STREAM = range(3)
 
 
 def _seed(*words: int) -> int:
-    """A well mixed seed for a stream of random numbers that those words name."""
+    """A well mixed seed for the stream of random numbers that the words name."""
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
 
 
@@ -69,8 +69,9 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
     left out. Of the batch of a step, process r of n takes the r-th of n equal parts, in `accumulation_steps` pieces.
 
     Args:
-        num_items: Length of the data set.
-        batch_size: Number of examples in one step, of all processes and accumulated pieces together.
+        num_items: Length of the data set, at least 1.
+        batch_size: Number of examples in one step, of all processes and accumulated pieces together; a multiple of
+            their number.
         num_steps: The step at which training ends.
         seed: Of the permutations, at least 0.
         first_step: The step to start at, which is the number of steps that have been done.
@@ -81,9 +82,6 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
     Yields:
         Lists of pairs (position, index): the running number of the example in the whole training, and which item of
         the data set it is.
-
-    Raises:
-        ValueError: when the data set is empty, or the batch can not be cut into equal pieces.
     """
 
     def __init__(
@@ -98,13 +96,6 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
         num_processes: int = 1,
         accumulation_steps: int = 1,
     ):
-        if num_items < 1:
-            raise ValueError("The training data set is empty.")
-        if batch_size < 1 or batch_size % (num_processes * accumulation_steps):
-            raise ValueError(
-                f"A batch of {batch_size} can not be shared by {num_processes} process(es) with {accumulation_steps} "
-                f"accumulated piece(s) each: make it a multiple of {num_processes * accumulation_steps}."
-            )
         self.num_items = num_items
         self.batch_size = batch_size
         self.num_steps = num_steps
@@ -181,9 +172,9 @@ class AugmentedStream(IterableDataset):
     The examples of a streaming data set, without end: shuffled within a buffer, split over processes and data loader
     workers, decoded and augmented.
 
-    Which example comes when depends on the numbers of processes and workers. A resumed training has to read all that
-    it skips; it goes on exactly where it stopped with at most one worker, and with a rotated order of the workers
-    otherwise.
+    Which example comes when depends on the numbers of processes and workers. A resumed training must read all the
+    examples that it skips; it goes on exactly where it stopped with at most one worker, and with a rotated order of
+    the workers otherwise.
 
     Args:
         dataset: Has the columns `image` and `label`.
