@@ -11,7 +11,14 @@ from typing import Any
 import yaml
 
 
-__all__ = ["HubArguments", "ModelArguments", "merge_options", "read_options", "words_of_options"]
+__all__ = ["HubArguments", "ModelArguments", "merge_options", "option", "read_options", "words_of_options"]
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of a dataclass of options, with its help text."""
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata={"help": help})
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
-from ..arguments import merge_options, read_options, words_of_options
+from ..arguments import merge_options, option, read_options, words_of_options
 from ..data.arguments import DatasetArguments
 
 
@@ -49,27 +49,27 @@ _REPLACED_OPTIONS = {
 _USAGE = "%(prog)s [OPTIONS.yaml] [--option value ...]"
 
 
-def refuse(*faults: tuple[bool, str]) -> None:
+def refuse(*faults: str | bool) -> None:
     """
-    Raises one error for all faults that apply.
+    Raises one error for all faults.
 
     Args:
-        faults: Whether a fault applies, and its message.
+        faults: A message for each fault; `False` where there is no fault.
 
     Raises:
-        ValueError: with the messages of the faults that apply.
+        ValueError: with all messages.
     """
-    messages = [message for applies, message in faults if applies]
+    messages = [fault for fault in faults if isinstance(fault, str)]
     if messages:
         raise ValueError(" ".join(messages))
 
 
-def _json_object(name: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:
+def _json_object(name: str, value: Any) -> dict[str, Any] | None:
     try:
         value = json.loads(value) if isinstance(value, str) else value
     except json.JSONDecodeError as error:
-        refuse((True, f"{name} is not JSON ({error}): {value}"))
-    refuse((not isinstance(value, dict | None), f"{name} must be a JSON object, got {value!r}."))
+        refuse(f"{name} is not JSON ({error}): {value}")
+    refuse(not isinstance(value, dict | None) and f"{name} must be a JSON object, got {value!r}.")
     return value
 
 
@@ -84,41 +84,30 @@ def _expand_paths(arguments: Any, *names: str) -> None:
 class TrainingModelArguments:
     """Which model to train."""
 
-    preset: str = field(
-        default="unept-resnet50", metadata={"help": "A new model: unept-resnet50, unept-deit-base or unept-tiny."}
+    preset: str = option("unept-resnet50", "A new model: unept-resnet50, unept-deit-base or unept-tiny.")
+    config_overrides: dict[str, Any] | str | None = option(
+        None,
+        "Fields of UneptConfig that replace those of the preset or of the trained model, as JSON: "
+        '{"num_feature_levels": 1}. They are merged into those of a file.',
     )
-    config_overrides: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Fields of UneptConfig that replace those of the preset or of the trained model, as JSON: "
-            '{"num_feature_levels": 1}. They are merged into those of a file.'
-        },
+    use_pretrained_backbone: bool = option(
+        False, "Start the backbone of a new model from timm's weights; needs the network."
     )
-    use_pretrained_backbone: bool = field(
-        default=False, metadata={"help": "Start the backbone of a new model from timm's weights; needs the network."}
+    backbone_checkpoint: str | None = option(
+        None, "Start the backbone from this file or folder; conversion/convert_backbone_to_hf.py makes some."
     )
-    backbone_checkpoint: str | None = field(
-        default=None,
-        metadata={
-            "help": "Start the backbone from this file or folder; conversion/convert_backbone_to_hf.py makes some."
-        },
-    )
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Fine-tune this trained model instead of a preset; new classes are fine."}
+    model_name_or_path: str | None = option(
+        None, "Fine-tune this trained model instead of a preset; new classes are fine."
     )
 
     def __post_init__(self):
         self.config_overrides = _json_object("config_overrides", self.config_overrides)
         _expand_paths(self, "backbone_checkpoint", "model_name_or_path")
+        backbones = bool(self.use_pretrained_backbone) + bool(self.backbone_checkpoint)
         refuse(
-            (
-                bool(self.use_pretrained_backbone and self.backbone_checkpoint),
-                "use_pretrained_backbone and backbone_checkpoint exclude each other: choose one.",
-            ),
-            (
-                bool(self.model_name_or_path and (self.use_pretrained_backbone or self.backbone_checkpoint)),
-                "model_name_or_path brings its own backbone weights: drop the options of the backbone.",
-            ),
+            backbones > 1 and "use_pretrained_backbone and backbone_checkpoint exclude each other: choose one.",
+            bool(backbones and self.model_name_or_path)
+            and "model_name_or_path brings its own backbone weights: drop the options of the backbone.",
         )
 
 
@@ -126,49 +115,35 @@ class TrainingModelArguments:
 class TrainingDataArguments(DatasetArguments):
     """What to train on, and how to augment it. See load_segmentation_dataset and TrainingAugmentation."""
 
-    num_synthetic_scenes: int = field(default=2000, metadata={"help": "For synthetic: number of training scenes."})
-    num_synthetic_eval_scenes: int = field(default=200, metadata={"help": "For synthetic: number of held-out scenes."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    eval_split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
-    eval_fraction: float = field(
-        default=0.0, metadata={"help": "Evaluate on this share of the training split, and do not train on it."}
+    num_synthetic_scenes: int = option(2000, "For synthetic: number of training scenes.")
+    num_synthetic_eval_scenes: int = option(200, "For synthetic: number of held-out scenes.")
+    train_split: str = option("train", "Split to train on.")
+    eval_split: str = option("validation", "Split to evaluate on.")
+    eval_fraction: float = option(0.0, "Evaluate on this share of the training split, and do not train on it.")
+    shuffle_buffer_size: int = option(1000, "With streaming: number of examples among which the next one is drawn.")
+    crop_size: int = option(480, "Height and width of the training crops in pixels.")
+    scale: list[int] = option(
+        [2048, 512], "Images are resized to fit within: longer side, shorter side. Evaluation does the same."
     )
-    shuffle_buffer_size: int = field(
-        default=1000, metadata={"help": "With streaming: number of examples among which the next one is drawn."}
-    )
-    crop_size: int = field(default=480, metadata={"help": "Height and width of the training crops in pixels."})
-    scale: list[int] = field(
-        default_factory=lambda: [2048, 512],
-        metadata={"help": "Images are resized to fit within: longer side, shorter side. Evaluation does the same."},
-    )
-    ratio_range: list[float] = field(
-        default_factory=lambda: [0.5, 2.0],
-        metadata={"help": "Training multiplies the scale by a random number of this range."},
-    )
-    cat_max_ratio: float = field(default=0.75, metadata={"help": "Largest share of a crop for one class."})
-    flip_probability: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
-    photometric_distortion: bool = field(default=True, metadata={"help": "Vary brightness, contrast and colors."})
-    dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that prepare crops, for each GPU."})
+    ratio_range: list[float] = option([0.5, 2.0], "Training multiplies the scale by a random number of this range.")
+    cat_max_ratio: float = option(0.75, "Largest share of a crop for one class.")
+    flip_probability: float = option(0.5, "Probability of a horizontal flip.")
+    photometric_distortion: bool = option(True, "Vary brightness, contrast and colors.")
+    dataloader_num_workers: int = option(2, "Processes that prepare crops, for each GPU.")
 
     def __post_init__(self):
         _expand_paths(self, "dataset_name", "data_dir", "image_dir", "label_dir", "class_list")
+        pairs = {"scale": self.scale, "ratio_range": self.ratio_range}
         refuse(
-            (not 0 <= self.eval_fraction < 1, f"eval_fraction must lie in [0, 1), got {self.eval_fraction}."),
-            (
-                bool(self.eval_fraction and self.streaming),
-                "eval_fraction cannot split a stream: set eval_split to another split.",
-            ),
-            (
-                self.crop_size < 1,
-                "crop_size must be a number of pixels, a multiple of the model's stride such as 480, got "
-                f"{self.crop_size}.",
-            ),
+            not 0 <= self.eval_fraction < 1 and f"eval_fraction must lie in [0, 1), got {self.eval_fraction}.",
+            bool(self.eval_fraction and self.streaming)
+            and "eval_fraction cannot split a stream: set eval_split to another split.",
+            self.crop_size < 1
+            and f"crop_size must be a multiple of the model's stride such as 480, got {self.crop_size}.",
             *(
-                (
-                    len(values) != 2 or not all(math.isfinite(value) and value > 0 for value in values),
-                    f"{name} must be two positive numbers, got {values}.",
-                )
-                for name, values in (("scale", self.scale), ("ratio_range", self.ratio_range))
+                f"{name} must be two positive numbers, got {pair}."
+                for name, pair in pairs.items()
+                if len(pair) != 2 or not all(0 < value < math.inf for value in pair)
             ),
         )
 
@@ -178,82 +153,57 @@ class RunArguments:
     """How to train."""
 
     output_dir: str = field(metadata={"help": "Folder for checkpoints, logs, pictures and models."})
-    max_steps: int = field(default=160_000, metadata={"help": "Number of optimizer steps."})
-    train_batch_size: int = field(
-        default=16, metadata={"help": "Crops in one step, over all processes and accumulated pieces together."}
+    max_steps: int = option(160_000, "Number of optimizer steps.")
+    train_batch_size: int = option(16, "Crops in one step, over all processes and accumulated pieces together.")
+    gradient_accumulation_steps: int = option(1, "Number of pieces in which a process computes its part of a step.")
+    learning_rate: float = option(1e-4, "Highest learning rate of AdamW.")
+    backbone_lr_multiplier: float = option(0.1, "Factor on the learning rate of the backbone.")
+    weight_decay: float = option(1e-4, "Weight decay of AdamW.")
+    lr_scheduler_type: str = option("step", "step, or a schedule of transformers: polynomial, cosine, linear, ...")
+    lr_milestones: list[int] = option(
+        [126_000], "For step: after these steps the learning rate is multiplied by lr_gamma."
     )
-    gradient_accumulation_steps: int = field(
-        default=1, metadata={"help": "Number of pieces in which a process computes its part of a step."}
+    lr_gamma: float = option(0.1, "For step: see lr_milestones.")
+    lr_scheduler_kwargs: dict[str, Any] | str | None = option(
+        None, 'Options of the other schedules, as JSON: {"power": 0.9}.'
     )
-    learning_rate: float = field(default=1e-4, metadata={"help": "Highest learning rate of AdamW."})
-    backbone_lr_multiplier: float = field(
-        default=0.1, metadata={"help": "Factor on the learning rate of the backbone."}
-    )
-    weight_decay: float = field(default=1e-4, metadata={"help": "Weight decay of AdamW."})
-    lr_scheduler_type: str = field(
-        default="step", metadata={"help": "step, or a schedule of transformers: polynomial, cosine, linear, ..."}
-    )
-    lr_milestones: list[int] = field(
-        default_factory=lambda: [126_000],
-        metadata={"help": "For step: after these steps the learning rate is multiplied by lr_gamma."},
-    )
-    lr_gamma: float = field(default=0.1, metadata={"help": "For step: see lr_milestones."})
-    lr_scheduler_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": 'Options of the other schedules, as JSON: {"power": 0.9}.'}
-    )
-    warmup_steps: int = field(default=0, metadata={"help": "Steps in which the learning rate rises from 0."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm; 0 for no limit."})
-    mixed_precision: str | None = field(
-        default=None, metadata={"help": "no, fp16 or bf16; the setting of accelerate launch by default."}
-    )
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Save memory, for a third more time."})
-    torch_compile: bool = field(default=False, metadata={"help": "Compile the model for training."})
-    torch_compile_backend: str = field(default="inductor", metadata={"help": "Backend of torch.compile."})
-    freeze_batch_norm: bool = field(
-        default=False, metadata={"help": "Normalize with the running statistics, and do not update them."}
-    )
-    ema_decay: float = field(
-        default=0.0, metadata={"help": "Decay of a moving average of the weights, such as 0.999; 0 for no average."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of weights, order, augmentation and dropout."})
-    cpu: bool = field(default=False, metadata={"help": "Stay on the CPU where there is a GPU."})
+    warmup_steps: int = option(0, "Steps in which the learning rate rises from 0.")
+    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm; 0 for no limit.")
+    mixed_precision: str | None = option(None, "no, fp16 or bf16; the setting of accelerate launch by default.")
+    gradient_checkpointing: bool = option(False, "Save memory, for a third more time.")
+    torch_compile: bool = option(False, "Compile the model for training.")
+    torch_compile_backend: str = option("inductor", "Backend of torch.compile.")
+    freeze_batch_norm: bool = option(False, "Normalize with the running statistics, and do not update them.")
+    ema_decay: float = option(0.0, "Decay of a moving average of the weights, such as 0.999; 0 for no average.")
+    seed: int = option(0, "Seed of weights, order, augmentation and dropout.")
+    cpu: bool = option(False, "Stay on the CPU where there is a GPU.")
 
-    logging_steps: int = field(default=50, metadata={"help": "Steps between two lines of the log."})
-    eval_steps: int = field(default=10_000, metadata={"help": "Steps between two evaluations; 0: only at the end."})
-    save_steps: int = field(default=2_000, metadata={"help": "Steps between two checkpoints; 0: only at the end."})
-    save_total_limit: int = field(default=2, metadata={"help": "Number of checkpoints to keep; 0: all."})
-    evaluate: bool = field(default=True, metadata={"help": "Whether to evaluate at all."})
-    evaluation_mode: str = field(
-        default="whole", metadata={"help": "whole images, or slide: windows of crop_size, a third of it apart."}
+    logging_steps: int = option(50, "Steps between two lines of the log.")
+    eval_steps: int = option(10_000, "Steps between two evaluations; 0: only at the end.")
+    save_steps: int = option(2_000, "Steps between two checkpoints; 0: only at the end.")
+    save_total_limit: int = option(2, "Number of checkpoints to keep; 0: all.")
+    evaluate: bool = option(True, "Whether to evaluate at all.")
+    evaluation_mode: str = option("whole", "whole images, or slide: windows of crop_size, a third of it apart.")
+    max_eval_images: int | None = option(None, "Number of images to evaluate on; all by default.")
+    num_prediction_images: int = option(3, "Rows of the picture at each evaluation.")
+    load_best_model_at_end: bool = option(
+        False, "Make the model with the highest mean IoU the final one, not the last one."
     )
-    max_eval_images: int | None = field(
-        default=None, metadata={"help": "Number of images to evaluate on; all by default."}
+    resume_from_checkpoint: str | None = option(
+        None, "Folder of a checkpoint, or latest: the newest in output_dir, if any."
     )
-    num_prediction_images: int = field(default=3, metadata={"help": "Rows of the picture at each evaluation."})
-    load_best_model_at_end: bool = field(
-        default=False, metadata={"help": "Make the model with the highest mean IoU the final one, not the last one."}
+    report_to: list[str] = option([], "Trackers: tensorboard, trackio, wandb.")
+    run_name: str = option("unept", "Name of the project in the trackers.")
+    disable_tqdm: bool = option(False, "Show no progress bars.")
+    push_to_hub: bool = option(False, "Upload the final model.")
+    hub_model_id: str | None = option(None, "Repository to upload to; the name of output_dir by default.")
+    hub_private_repo: bool = option(False, "Whether a new repository is private.")
+    hub_prediction_pictures: bool = option(
+        False,
+        "Put a picture of evaluation images, ground truth and predictions into the folders of models, and "
+        "so onto the Hub. It shows your data.",
     )
-    resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "Folder of a checkpoint, or latest: the newest in output_dir, if any."}
-    )
-    report_to: list[str] = field(default_factory=list, metadata={"help": "Trackers: tensorboard, trackio, wandb."})
-    run_name: str = field(default="unept", metadata={"help": "Name of the project in the trackers."})
-    disable_tqdm: bool = field(default=False, metadata={"help": "Show no progress bars."})
-    push_to_hub: bool = field(default=False, metadata={"help": "Upload the final model."})
-    hub_model_id: str | None = field(
-        default=None, metadata={"help": "Repository to upload to; the name of output_dir by default."}
-    )
-    hub_private_repo: bool = field(default=False, metadata={"help": "Whether a new repository is private."})
-    hub_prediction_pictures: bool = field(
-        default=False,
-        metadata={
-            "help": "Put a picture of evaluation images, ground truth and predictions into the folders of models, and "
-            "so onto the Hub. It shows your data."
-        },
-    )
-    license: str | None = field(
-        default=None, metadata={"help": "License of the weights for the model card, as the Hub spells it: cc-by-4.0."}
-    )
+    license: str | None = option(None, "License of the weights for the model card, as the Hub spells it: cc-by-4.0.")
 
     def __post_init__(self):
         _expand_paths(self, "output_dir", "resume_from_checkpoint")
@@ -263,40 +213,34 @@ class RunArguments:
         if self.max_eval_images is not None:
             least["max_eval_images"] = 1
         numbers = ("learning_rate", "backbone_lr_multiplier", "weight_decay", "lr_gamma", "max_grad_norm")
+        usual = type(self).__dataclass_fields__
         refuse(
-            (
-                self.mixed_precision not in (None, "no", "fp16", "bf16"),
-                f"mixed_precision must be no, fp16 or bf16, got {self.mixed_precision!r}.",
-            ),
-            (
-                self.evaluation_mode not in ("whole", "slide"),
-                f"evaluation_mode must be whole or slide, got {self.evaluation_mode!r}.",
-            ),
-            (
-                self.lr_scheduler_type == "reduce_lr_on_plateau",
-                "lr_scheduler_type reduce_lr_on_plateau is not for training by steps: choose another one.",
-            ),
-            (not 0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), got {self.ema_decay}."),
+            self.mixed_precision not in (None, "no", "fp16", "bf16")
+            and f"mixed_precision must be no, fp16 or bf16, got {self.mixed_precision!r}.",
+            self.evaluation_mode not in ("whole", "slide")
+            and f"evaluation_mode must be whole or slide, got {self.evaluation_mode!r}.",
+            self.lr_scheduler_type == "reduce_lr_on_plateau"
+            and "lr_scheduler_type reduce_lr_on_plateau is not for training by steps: choose another one.",
+            not 0 <= self.ema_decay < 1 and f"ema_decay must lie in [0, 1), got {self.ema_decay}.",
             *(
-                (getattr(self, name) < limit, f"{name} must be at least {limit}, got {getattr(self, name)}.")
+                f"{name} must be at least {limit}, got {getattr(self, name)}."
                 for name, limit in least.items()
+                if getattr(self, name) < limit
             ),
             *(
-                (
-                    not 0 <= getattr(self, name) < math.inf,
-                    f"{name} must be a finite number from 0 on, such as "
-                    f"{type(self).__dataclass_fields__[name].default}, got {getattr(self, name)}.",
-                )
+                f"{name} must be a finite number from 0 on, such as {usual[name].default}, got {getattr(self, name)}."
                 for name in numbers
+                if not 0 <= getattr(self, name) < math.inf
             ),
-            (self.load_best_model_at_end and not self.evaluate, "load_best_model_at_end needs evaluate."),
+            self.load_best_model_at_end and not self.evaluate and "load_best_model_at_end needs evaluate.",
         )
 
 
 def _with_model_options(options: dict[str, Any], args: list[str]) -> dict[str, Any]:
     """The options of a file that the words of a command line do not replace, with both `config_overrides` merged."""
-    names = [option.name for option in fields(TrainingModelArguments)]
-    parser = HfArgumentParser(TrainingModelArguments, usage=_USAGE, add_help=False)
+    dataclass_type: Any = TrainingModelArguments
+    names = [one.name for one in fields(dataclass_type)]
+    parser = HfArgumentParser(dataclass_type, usage=_USAGE, add_help=False)
     given, _ = parser.parse_known_args(args, argparse.Namespace(**dict.fromkeys(names)))
     replaced = {other for name, others in _REPLACED_OPTIONS.items() if getattr(given, name) for other in others}
     options = {name: value for name, value in options.items() if name not in replaced}
@@ -321,8 +265,9 @@ def parse_arguments(
         ValueError: for unknown options, and for values that cannot be used.
         SystemExit: for words that are not of an option's type, after a message.
     """
+    dataclass_types: Any = (TrainingModelArguments, TrainingDataArguments, RunArguments)
     parser = HfArgumentParser(
-        (TrainingModelArguments, TrainingDataArguments, RunArguments),
+        dataclass_types,
         prog=program,
         description="Trains UN-EPT on ADE20K, CamVid, Cityscapes, PASCAL-Context, a data set of the Hub, or your own "
         "images and masks.",
@@ -332,14 +277,12 @@ def parse_arguments(
     if args and args[0].endswith((".yaml", ".yml", ".json")):
         path, *args = args
         options = read_options(path)
-        known = {option.name for arguments in parser.dataclass_types for option in fields(arguments)}
+        known = {one.name for arguments in dataclass_types for one in fields(arguments)}
         unknown = ", ".join(name for name in options if name not in known)
         refuse(
-            (bool(unknown), f"{path} has unknown options: {unknown}. --help lists the known ones."),
-            (
-                options.get("lr_milestones") == [],
-                f"{path} has no lr_milestones: for a constant rate set lr_gamma: 1.0.",
-            ),
+            bool(unknown) and f"{path} has unknown options: {unknown}. --help lists the known ones.",
+            options.get("lr_milestones") == []
+            and f"{path} has no lr_milestones: for a constant rate set lr_gamma: 1.0.",
         )
         # As words of a command line, so that both are read and checked in the same way. Of two equal options the last
         # one counts.

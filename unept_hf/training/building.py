@@ -3,6 +3,7 @@
 
 import math
 from dataclasses import fields
+from typing import Any, TypeAlias
 
 import datasets
 import torch
@@ -27,7 +28,7 @@ __all__ = ["load_data", "load_model", "make_config", "make_loader", "make_optimi
 
 logger = get_logger(__name__)
 
-AnyDataset = datasets.Dataset | datasets.IterableDataset
+AnyDataset: TypeAlias = "datasets.Dataset | datasets.IterableDataset"
 
 
 def load_data(
@@ -36,7 +37,7 @@ def load_data(
     """The training set, the evaluation set or `None`, and the classes."""
     source = {option.name: getattr(data_args, option.name) for option in fields(DatasetArguments)}
     train_set, class_list = load_segmentation_dataset(split=data_args.train_split, **source)
-    refuse((isinstance(train_set, datasets.Dataset) and not len(train_set), "The training data set is empty."))
+    refuse(isinstance(train_set, datasets.Dataset) and not len(train_set) and "The training data set is empty.")
     if data_args.eval_fraction:
         train_set, eval_set = hold_out(train_set, data_args.eval_fraction, run_args.seed)
         return train_set, eval_set if run_args.evaluate else None, class_list
@@ -55,9 +56,9 @@ def load_data(
 
 def make_config(model_args: TrainingModelArguments, crop_size: int, class_list: ClassList) -> UneptConfig:
     """Configuration of a new model for some classes."""
-    overrides = dict(model_args.config_overrides or {})
+    overrides: Any = model_args.config_overrides or {}
     unknown = ", ".join(sorted(overrides.keys() - UneptConfig().to_dict().keys()))
-    refuse((bool(unknown), f"config_overrides has fields that UneptConfig does not know: {unknown}."))
+    refuse(bool(unknown) and f"config_overrides has fields that UneptConfig does not know: {unknown}.")
     config = UneptConfig.from_preset(model_args.preset, **_class_options(class_list), **overrides)
     if "query_grid_size" not in overrides:
         # One learned query for each cell of the crops that it is trained on.
@@ -77,7 +78,8 @@ def load_model(
     model_args: TrainingModelArguments, crop_size: int, class_list: ClassList, is_resumed: bool
 ) -> UneptForSemanticSegmentation:
     """A new model, or a trained one with the classes of the data set. When resumed, its weights do not matter."""
-    name, overrides = model_args.model_name_or_path, dict(model_args.config_overrides or {})
+    name = model_args.model_name_or_path
+    overrides: Any = model_args.config_overrides or {}
     if name:
         with plain_tensors(name):
             model, found = UneptForSemanticSegmentation.from_pretrained(
@@ -101,7 +103,8 @@ def load_model(
             model.load_pretrained_backbone(model_args.backbone_checkpoint)
     divisor = model.model.size_divisor
     refuse(
-        (crop_size % divisor != 0, f"crop_size={crop_size} must be a multiple of {divisor}, the stride of this model.")
+        crop_size % divisor != 0
+        and f"crop_size={crop_size} must be a multiple of {divisor}, the stride of this model."
     )
     return model
 
@@ -170,7 +173,7 @@ def make_loader(
 
 def make_optimizer(model: UneptForSemanticSegmentation, run_args: RunArguments) -> torch.optim.AdamW:
     """AdamW with a lower learning rate for the backbone."""
-    backbone = {id(parameter) for parameter in model.base_model.backbone.parameters()}
+    backbone = {id(parameter) for parameter in model.model.backbone.parameters()}
     groups = [
         {
             "params": [p for p in model.parameters() if p.requires_grad and (id(p) in backbone) == is_backbone],
@@ -184,18 +187,18 @@ def make_optimizer(model: UneptForSemanticSegmentation, run_args: RunArguments) 
 def make_scheduler(optimizer: torch.optim.Optimizer, run_args: RunArguments) -> torch.optim.lr_scheduler.LambdaLR:
     """The learning rate over the steps."""
     if run_args.lr_scheduler_type != "step":
+        kwargs: Any = run_args.lr_scheduler_kwargs
         try:
             return get_scheduler(
                 run_args.lr_scheduler_type,
                 optimizer,
                 num_warmup_steps=run_args.warmup_steps,
                 num_training_steps=run_args.max_steps,
-                scheduler_specific_kwargs=run_args.lr_scheduler_kwargs,
+                scheduler_specific_kwargs=kwargs,
             )
         except TypeError as error:
             raise ValueError(
-                f"lr_scheduler_kwargs {run_args.lr_scheduler_kwargs} does not fit lr_scheduler_type "
-                f"{run_args.lr_scheduler_type}: {error}"
+                f"lr_scheduler_kwargs {kwargs} does not fit lr_scheduler_type {run_args.lr_scheduler_type}: {error}"
             ) from error
 
     def factor(step: int) -> float:

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +40,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 _TEMPORARY = ".unfinished-"
 
 
-if os.name == "nt":
+if sys.platform == "win32":
     import msvcrt
 
     def _lock(descriptor: int) -> None:
@@ -234,7 +235,7 @@ def _sha256(path: Path) -> str:
 
 def _sync(path: Path) -> None:
     # Windows cannot open folders, and asks for write access to files.
-    if os.name == "nt" and path.is_dir():
+    if sys.platform == "win32" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:

@@ -3,6 +3,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class TrainingLog:
     Args:
         accelerator: Its main process writes the files.
         output_dir: Folder of the files.
-        first_step: The step that the training resumes from; lines of later steps are dropped.
+        first_step: The step that the training resumes from. Lines of later steps, which are done again, are dropped.
     """
 
     def __init__(self, accelerator: Accelerator, output_dir: Path, first_step: int):
@@ -34,21 +35,17 @@ class TrainingLog:
         self.lines: list[dict[str, Any]] = []
         if accelerator.is_main_process:
             if first_step and self.file.is_file():
-                self.lines = self._read(first_step)
+                self.lines = [line for line in self._read() if line["step"] <= first_step]
             with atomic_file(self.file) as file:
                 file.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
 
-    def _read(self, last_step: int) -> list[dict[str, Any]]:
-        """The lines up to a step. A killed run may have logged steps that are done again, or half a line."""
-        lines = []
+    def _read(self) -> Iterator[dict[str, Any]]:
+        """A killed run may have logged half a line."""
         for text in self.file.read_text(encoding="utf-8").splitlines():
             try:
-                line = json.loads(text)
+                yield json.loads(text)
             except json.JSONDecodeError:
-                break
-            if line["step"] <= last_step:
-                lines.append(line)
-        return lines
+                return
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Logs the values of a step."""

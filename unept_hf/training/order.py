@@ -11,6 +11,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import datasets
 import numpy as np
@@ -61,6 +62,7 @@ def data_fingerprint(dataset: datasets.Dataset) -> dict[str, str]:
     return {key: hashlib.sha256(json.dumps(value).encode()).hexdigest() for key, value in words.items()}
 
 
+@dataclass(eq=False)
 class TrainingOrder(Sampler[list[tuple[int, int]]]):
     """
     Batch sampler: the examples that one process takes at each step, up to the last one.
@@ -84,26 +86,14 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
         the data set it is.
     """
 
-    def __init__(
-        self,
-        num_items: int,
-        batch_size: int,
-        num_steps: int,
-        *,
-        seed: int = 0,
-        first_step: int = 0,
-        process_index: int = 0,
-        num_processes: int = 1,
-        accumulation_steps: int = 1,
-    ):
-        self.num_items = num_items
-        self.batch_size = batch_size
-        self.num_steps = num_steps
-        self.seed = seed
-        self.first_step = first_step
-        self.process_index = process_index
-        self.num_processes = num_processes
-        self.accumulation_steps = accumulation_steps
+    num_items: int
+    batch_size: int
+    num_steps: int
+    seed: int = 0
+    first_step: int = 0
+    process_index: int = 0
+    num_processes: int = 1
+    accumulation_steps: int = 1
 
     def __len__(self) -> int:
         return max(self.num_steps - self.first_step, 0) * self.accumulation_steps
@@ -111,7 +101,7 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         share = self.batch_size // self.num_processes
         piece = share // self.accumulation_steps
-        permutation, permuted_epoch = None, None
+        permutation, permuted_epoch = torch.empty(0), -1
         for step in range(self.first_step, self.num_steps):
             start = step * self.batch_size + self.process_index * share
             batch = []
@@ -141,6 +131,7 @@ def _augment(augmentation: Augmentation, example: dict, class_list: ClassList, s
         return augmentation(image, label_map)
 
 
+@dataclass(eq=False)
 class AugmentedDataset(Dataset):
     """
     The examples of a data set with random access, decoded and augmented; the keys are those of `TrainingOrder`.
@@ -152,11 +143,10 @@ class AugmentedDataset(Dataset):
         seed: Of the augmentation, at least 0.
     """
 
-    def __init__(self, dataset: datasets.Dataset, class_list: ClassList, augmentation: Augmentation, seed: int = 0):
-        self.dataset = dataset
-        self.class_list = class_list
-        self.augmentation = augmentation
-        self.seed = seed
+    dataset: datasets.Dataset
+    class_list: ClassList
+    augmentation: Augmentation
+    seed: int = 0
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -30,11 +30,10 @@ def make_accelerator(run_args: RunArguments) -> Accelerator:
     on_cpu = run_args.cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
     why = "cpu: true keeps the training off them" if on_cpu else "PyTorch finds none"
     refuse(
-        (
-            asked is not None and (on_cpu or not torch.accelerator.is_available()),
-            f"Accelerate's launcher or configuration asks for {asked}, which needs GPUs, but {why}: "
-            f"{'drop cpu, or ' if on_cpu else ''}launch without {asked}.",
-        )
+        asked is not None
+        and (on_cpu or not torch.accelerator.is_available())
+        and f"Accelerate's launcher or configuration asks for {asked}, which needs GPUs, but {why}: "
+        f"{'drop cpu, or ' if on_cpu else ''}launch without {asked}."
     )
     accelerator = Accelerator(
         cpu=run_args.cpu,
@@ -50,22 +49,16 @@ def make_accelerator(run_args: RunArguments) -> Accelerator:
     pieces = accelerator.num_processes * steps
     with main_process_leads(accelerator):
         refuse(
-            (
-                accelerator.gradient_accumulation_steps != steps,
-                f"gradient_accumulation_steps={steps}, but Accelerate's launcher or configuration says "
-                f"{accelerator.gradient_accumulation_steps}: set both to the same value.",
-            ),
-            (
-                run_args.train_batch_size % pieces != 0,
-                f"train_batch_size={run_args.train_batch_size} cannot be shared by {accelerator.num_processes} "
-                f"process(es) with gradient_accumulation_steps={steps}: make it a multiple of {pieces}.",
-            ),
-            (
-                run_args.ema_decay > 0
-                and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED),
-                "ema_decay needs whole weights in each process: use DDP, or set ema_decay=0.",
-            ),
-            (bool(missing), f"report_to={missing}: not installed. Try: pip install {' '.join(missing)}"),
+            accelerator.gradient_accumulation_steps != steps
+            and f"gradient_accumulation_steps={steps}, but Accelerate's launcher or configuration says "
+            f"{accelerator.gradient_accumulation_steps}: set both to the same value.",
+            run_args.train_batch_size % pieces != 0
+            and f"train_batch_size={run_args.train_batch_size} cannot be shared by {accelerator.num_processes} "
+            f"process(es) with gradient_accumulation_steps={steps}: make it a multiple of {pieces}.",
+            run_args.ema_decay > 0
+            and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+            and "ema_decay needs whole weights in each process: use DDP, or set ema_decay=0.",
+            bool(missing) and f"report_to={missing}: not installed. Try: pip install {' '.join(missing)}",
         )
     return accelerator
 

@@ -18,7 +18,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from .arguments import RunArguments, parse_arguments
+from .arguments import parse_arguments
 from .checkpoints import latest_checkpoint, lock_folder
 from .processes import end_workers, main_process_leads, make_accelerator
 from .trainer import SegmentationTrainer
@@ -46,7 +46,11 @@ def main(args: list[str] | None = None, program: str | None = None) -> dict[str,
         FloatingPointError: when the loss is not finite.
     """
     model_args, data_args, run_args = parse_arguments(sys.argv[1:] if args is None else args, program)
-    _set_up_messages(run_args)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    if run_args.disable_tqdm:
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
     multiprocessing.util.Finalize(None, end_workers, exitpriority=0)  # before Python waits for them
     accelerator = make_accelerator(run_args)
     output_dir = Path(run_args.output_dir)
@@ -70,14 +74,6 @@ def main(args: list[str] | None = None, program: str | None = None) -> dict[str,
             ) from error
         accelerator.end_training()
     return trainer.metrics
-
-
-def _set_up_messages(run_args: RunArguments) -> None:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
-    logging.getLogger("accelerate").setLevel(logging.WARNING)
-    if run_args.disable_tqdm:
-        datasets.disable_progress_bars()
-        transformers.utils.logging.disable_progress_bar()
 
 
 def _is_full_disk(error: Exception) -> bool:

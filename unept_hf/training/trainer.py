@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import accelerate
 import datasets
@@ -231,8 +231,9 @@ class SegmentationTrainer:
             file = checkpoint / f"random_states_{self.accelerator.process_index}.pkl"
             with plain_tensors(str(file)):
                 saved = load(file)
+            numpy_state: Any = np.random.get_state()
             pairs = [(torch.get_rng_state(), saved["torch_manual_seed"])]
-            pairs += zip(np.random.get_state()[1:], saved["numpy_random_seed"][1:])
+            pairs += zip(numpy_state[1:], saved["numpy_random_seed"][1:])
             pairs += zip(random.getstate(), saved["random_state"])
             if device.type != "cpu":
                 states = torch.get_device_module(device).get_rng_state_all()
@@ -273,11 +274,9 @@ class SegmentationTrainer:
         if content["id2label"] != now["id2label"]:
             strict.append("the classes differ")
         refuse(
-            (
-                bool(strict),
-                f"{checkpoint} belongs to another training: {'; '.join(strict)}. Set these back, or start a new "
-                "training in another output_dir.",
-            )
+            bool(strict)
+            and f"{checkpoint} belongs to another training: {'; '.join(strict)}. Set these back, or start a new "
+            "training in another output_dir."
         )
         for name in sorted(NOTED_OPTIONS & changed.keys()):
             logger.warning(f"Since {checkpoint}, {changed[name]}.")
@@ -427,7 +426,8 @@ class SegmentationTrainer:
 
     def _evaluated_model(self) -> UneptForSemanticSegmentation:
         """The averaged weights if there are any, else those of the last step."""
-        return self.average.module if self.average is not None else self.accelerator.unwrap_model(self.model)
+        model = self.average.module if self.average is not None else self.accelerator.unwrap_model(self.model)
+        return cast(UneptForSemanticSegmentation, model)
 
     def evaluate(self) -> None:
         """Measures, draws and logs, once for each step, and keeps the best model."""
@@ -522,7 +522,7 @@ class SegmentationTrainer:
             }
         return default_model_card(
             self._repository_name(),
-            self.config.num_labels,
+            len(self.class_list),
             license=run_args.license,
             backbone=describe_backbone(self.config, started_from),
             dataset=data_args.dataset_name,
