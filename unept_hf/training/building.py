@@ -28,7 +28,7 @@ __all__ = ["load_data", "load_model", "make_config", "make_loader", "make_optimi
 
 logger = get_logger(__name__)
 
-AnyDataset: TypeAlias = "datasets.Dataset | datasets.IterableDataset"
+AnyDataset: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
 
 def load_data(
