@@ -24,7 +24,6 @@ from transformers.utils import logging
 from ..arguments import HubArguments, ModelArguments, read_options, words_of_options
 from ..evaluation.arguments import EvaluationArguments, EvaluationDataArguments
 from ..inference.loading import load_model_and_processor
-from ..inference.options import PredictionOptions
 from ..model.configuration_unept import PRESETS, UneptConfig
 from .segmentation_arguments import SegmentationArguments
 
@@ -32,10 +31,6 @@ from .segmentation_arguments import SegmentationArguments
 # What can not be imported without cost (pictures, data sets, exporters) is imported by the command that needs it.
 
 HUB_PREFIX = "hf://"
-# Options of how to predict that can be wrong.
-CHECKED = tuple(
-    field.name for field in fields(PredictionOptions) if field.name not in ("do_resize", "refine_boundaries")
-)
 SUFFIXES = {"label_maps": ".png", "overlays": ".png", "areas": ".json", "boundaries": ".png", "refinement": ".png"}
 
 
@@ -197,7 +192,7 @@ def segment_one(model, processor, name: str, files: dict[str, Path], options: Se
     import numpy as np
     import PIL.Image
 
-    from ..inference.segment import refine, segment
+    from ..inference.segment import segment
     from ..model.image_processing_pil_unept import open_image, reading
     from ..visualization import figures as visualization
 
@@ -205,18 +200,10 @@ def segment_one(model, processor, name: str, files: dict[str, Path], options: Se
     with reading(name):
         image.load()
     needs_boundaries = options.refine_boundaries or not {"boundaries", "refinement"}.isdisjoint(files)
-    result = segment(
-        model,
-        processor,
-        image,
-        do_resize=options.do_resize,
-        return_boundaries=needs_boundaries,
-        **{name: getattr(options, name) for name in CHECKED},
-    )
+    result = segment(model, processor, image, options, refine_boundaries=False, return_boundaries=needs_boundaries)
     plain = label_map = result.label_map
     if options.refine_boundaries or "refinement" in files:
-        is_boundary = result.boundary_probability > options.boundary_threshold
-        refined, _ = refine(plain, is_boundary, result.direction_map, options.boundary_steps)
+        refined = result.refined(options.boundary_threshold, options.boundary_steps).label_map
         label_map = refined if options.refine_boundaries else plain
 
     id2label = model.config.id2label
@@ -257,8 +244,6 @@ def segment_one(model, processor, name: str, files: dict[str, Path], options: Se
 
 def run_segment(arguments: argparse.Namespace) -> int:
     """Segments images, goes on after bad ones, and returns 1 if there were any."""
-    from ..inference.segment import check_options
-
     options = from_namespace(SegmentationArguments, arguments)
     output_dir = Path(options.output_dir).expanduser()
     images, problems = find_images(arguments.images, output_dir)
@@ -302,7 +287,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
                 f"{model.config.num_labels}."
             )
         with wrong_options(arguments):
-            check_options(model, **{name: getattr(options, name) for name in CHECKED})
+            options.check_model(model)
         check_writable(output_dir)
         for name, files in tqdm(tasks.items(), desc="Segmenting", unit="image", disable=None):
             try:
@@ -326,7 +311,6 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     from accelerate import Accelerator
 
     from ..evaluation.evaluate import evaluate_and_report
-    from ..inference.segment import check_options
 
     # Accelerate knows of other processes, and takes the accelerator where there is one.
     accelerator = Accelerator() if arguments.device == "auto" else None
@@ -334,7 +318,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     data, evaluation = (from_namespace(one, arguments) for one in (EvaluationDataArguments, EvaluationArguments))
     model, processor = load_model(arguments.model_name_or_path, arguments)
     with wrong_options(arguments):
-        check_options(model, **{name: getattr(evaluation, name) for name in CHECKED})
+        evaluation.check_model(model)
     evaluate_and_report(
         model.to(device),
         processor,

@@ -13,8 +13,9 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -30,7 +31,8 @@ from transformers.utils import logging
 from ..data.class_lists import ClassList
 from ..data.label_maps import decode_example
 from ..data.segmentation_datasets import hold_out, load_segmentation_dataset
-from ..inference.segment import refine, segment_batch
+from ..inference.options import PredictionOptions
+from ..inference.segment import segment_batch
 from ..visualization.figures import color_label_map
 from .arguments import EvaluationArguments, EvaluationDataArguments
 from .metrics import boundary_f_scores, confusion_matrix, trimap_confusion_matrices
@@ -43,6 +45,8 @@ logger = logging.get_logger(__name__)
 # Metrics are computed beside the model, in threads, with this many images waiting at most.
 METRIC_THREADS = 4
 WAITING_IMAGES = 16
+# Options that the results repeat.
+SETTINGS = ("mode", "scales", "flip", "boundary_threshold", "boundary_steps", "batch_size", "do_resize", "autocast")
 SAMPLE_PIXELS = 480  # longer side of the pictures in a report
 
 
@@ -226,25 +230,17 @@ def evaluate_model(
     processor,
     dataset: "datasets.Dataset | datasets.IterableDataset",
     class_list: ClassList,
+    options: PredictionOptions | None = None,
     *,
-    mode: str = "whole",
-    crop_size: int | tuple[int, int] = 480,
-    stride: int | tuple[int, int] = 160,
-    scales: Sequence[float] = (1.0,),
-    flip: "bool | str | Sequence[str]" = False,
-    refine_boundaries: bool | str = False,
-    boundary_threshold: float = 0.5,
-    boundary_steps: int = 1,
+    refine_boundaries: bool | str | None = None,
     boundary_f1: bool = True,
     boundary_tolerances: Sequence[float] = (1, 3, 5),
     trimap_widths: Sequence[float] = (1, 3, 5, 10, 20),
-    batch_size: int = 4,
-    do_resize: bool | None = None,
-    autocast: torch.dtype | str | None = None,
     accelerator: Accelerator | None = None,
     progress: bool = True,
     max_images: int | None = None,
     num_samples: int = 0,
+    **overrides: Any,
 ) -> dict:
     """
     Metrics of a model on a data set, at the size of the annotations.
@@ -258,18 +254,19 @@ def evaluate_model(
         processor: its image processor.
         dataset: with columns `image` and `label`, and optionally `name`, as `load_segmentation_dataset` returns it.
         class_list: the classes of the data set, as many as the model has.
-        mode, crop_size, stride, scales, flip, boundary_threshold, boundary_steps, do_resize, autocast: see
-            [`unept_hf.inference.segment.segment`].
+        options: how to predict; `None` stands for the defaults of `PredictionOptions`. In mode "whole", images of
+            equal size share a batch.
         refine_boundaries: `False`, `True`, or `"both"`: without, and with under the key `refined`, from one forward.
+            `None` stands for `options.refine_boundaries`.
         boundary_f1: whether to compute the boundary F-scores and the trimap curve, which take more time than a small
             model on a GPU.
         boundary_tolerances: distances in pixels for the boundary F-scores.
         trimap_widths: widths in pixels of the bands of the trimap curve, ascending.
-        batch_size: how many windows the model gets at once; in mode "whole", images of equal size share a batch.
         accelerator: knows the processes. `None` for one process.
         progress: whether to show a progress bar on the main process.
         max_images: how many examples to take from the start of the data set. `None` takes all.
         num_samples: how many of its images the main process returns with their predictions, for pictures.
+        overrides: fields of `PredictionOptions` that replace the values in `options`, such as `mode="slide"`.
 
     Returns:
         A dictionary with
@@ -286,8 +283,9 @@ def evaluate_model(
         ValueError: when the classes of model and data set differ in number, when there are no images, and as in
             `segment` and `decode_example`.
     """
-    if refine_boundaries not in (False, True, "both"):
-        raise ValueError(f"refine_boundaries has to be False, True or 'both', got {refine_boundaries!r}.")
+    options = replace(options or PredictionOptions(), **overrides)
+    if refine_boundaries is None:
+        refine_boundaries = options.refine_boundaries
     rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
     is_main = rank == 0
     lockstep = world_size > 1 and is_sharded(accelerator)
@@ -306,18 +304,11 @@ def evaluate_model(
     widths = tuple(trimap_widths) if boundary_f1 else ()
     settings = {
         "refine_boundaries": refine_boundaries,
-        "mode": mode,
-        "scales": list(scales),
-        "flip": flip,
-        "boundary_threshold": boundary_threshold,
-        "boundary_steps": boundary_steps,
-        "batch_size": batch_size,
-        "do_resize": do_resize,
-        "autocast": None if autocast is None else str(autocast),
+        **{name: getattr(options, name) for name in SETTINGS},
         "processes": world_size,
     }
-    if mode == "slide":
-        settings.update(crop_size=crop_size, stride=stride)
+    if options.mode == "slide":
+        settings.update(crop_size=options.crop_size, stride=options.stride)
     variants = {False: ["plain"], True: ["refined"], "both": ["plain", "refined"]}[refine_boundaries]
     totals = {name: MetricCounts.zeros(num_labels, tolerances, widths) for name in variants}
     samples = []
@@ -338,28 +329,23 @@ def evaluate_model(
                 totals[name] = totals[name] + future.result()
 
         # In windows, one image fills the batches by itself.
-        for chunk in decoded_chunks(examples, class_list, batch_size if mode == "whole" else 1, executor):
+        for chunk in decoded_chunks(
+            examples, class_list, options.batch_size if options.mode == "whole" else 1, executor
+        ):
             results = segment_batch(
                 model,
                 processor,
                 [image for _, image, _ in chunk],
-                mode=mode,
-                crop_size=crop_size,
-                stride=stride,
-                scales=scales,
-                flip=flip,
+                options,
                 return_boundaries=refine_boundaries is not False,
-                batch_size=batch_size,
-                do_resize=do_resize,
-                autocast=autocast,
                 progress=False,
+                refine_boundaries=False,
             )
             for (name, image, reference), result in zip(chunk, results):
                 label_maps = {"plain": result.label_map.numpy()}
                 if refine_boundaries:
-                    is_boundary = result.boundary_probability > boundary_threshold
-                    refined, _ = refine(result.label_map, is_boundary, result.direction_map, boundary_steps)
-                    label_maps["refined"] = refined.numpy()
+                    refined = result.refined(options.boundary_threshold, options.boundary_steps)
+                    label_maps["refined"] = refined.label_map.numpy()
                 for variant in variants:
                     args = (label_maps[variant], reference, num_labels, ignore_index, tolerances, widths)
                     waiting.append((variant, executor.submit(MetricCounts.of_image, *args)))
@@ -533,25 +519,24 @@ def evaluate_and_report(
         if eval_fraction:
             _, dataset = hold_out(dataset, eval_fraction, seed)
 
-    options = dict(vars(evaluation_arguments))
-    output_dir = options.pop("output_dir")
-    options["refine_boundaries"] = {"no": False, "yes": True, "both": "both"}[options["refine_boundaries"]]
-    options["boundary_f1"] = options.pop("boundary_metrics")
     results = evaluate_model(
         model,
         processor,
         dataset,
         class_list,
+        evaluation_arguments,
+        refine_boundaries={"no": False, "yes": True, "both": "both"}[evaluation_arguments.refine_boundaries],
+        boundary_f1=evaluation_arguments.boundary_metrics,
         accelerator=accelerator,
-        max_images=max_images,
         progress=progress,
-        **options,
+        max_images=max_images,
+        num_samples=evaluation_arguments.num_samples,
     )
     results["model"], results["dataset"] = model_name, data_arguments.dataset_name
     if accelerator is None or accelerator.is_main_process:
-        save_results(results, class_list, output_dir)
+        save_results(results, class_list, evaluation_arguments.output_dir)
         print(results_table(results))
-        print(f"results.json, results.md and results.png are in {output_dir}")
+        print(f"results.json, results.md and results.png are in {evaluation_arguments.output_dir}")
     return results
 
 
