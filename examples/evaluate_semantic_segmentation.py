@@ -22,7 +22,7 @@ from unept_hf.arguments import (
     words_of_options,
 )
 from unept_hf.evaluation.arguments import EvaluationArguments, EvaluationDataArguments
-from unept_hf.evaluation.evaluate import evaluate_and_report
+from unept_hf.evaluation.report import evaluate_and_report
 from unept_hf.inference.loading import load_model_and_processor
 
 

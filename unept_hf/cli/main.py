@@ -310,7 +310,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     """Evaluates a model on a data set."""
     from accelerate import Accelerator
 
-    from ..evaluation.evaluate import evaluate_and_report
+    from ..evaluation.report import evaluate_and_report
 
     # Accelerate knows of other processes, and takes the accelerator where there is one.
     accelerator = Accelerator() if arguments.device == "auto" else None
