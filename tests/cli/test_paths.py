@@ -19,7 +19,7 @@ from unept_hf.cli.segment import files_below, find_images
 from unept_hf.data import class_lists
 from unept_hf.data.folder_layouts import image_folder_files
 from unept_hf.data.segmentation_datasets import load_segmentation_dataset
-from unept_hf.evaluation.evaluate import save_results
+from unept_hf.evaluation.report import save_results
 from unept_hf.export.hub import save_for_hub
 from unept_hf.files import atomic_directory, atomic_file, remove_leftovers
 from unept_hf.inference.loading import load_model_and_processor
@@ -115,9 +115,9 @@ def test_functions_that_write(home, monkeypatch):
         file.write_bytes(b"1")
     assert (home / "deep/model.onnx").read_bytes() == b"1"
 
-    monkeypatch.setattr("unept_hf.evaluation.evaluate.results_table", lambda results: "table")
+    monkeypatch.setattr("unept_hf.evaluation.report.results_table", lambda results: "table")
     figure = SimpleNamespace(savefig=lambda file, dpi: Path(file).write_bytes(b"picture"))
-    monkeypatch.setattr("unept_hf.evaluation.evaluate.results_figure", lambda results, class_list: figure)
+    monkeypatch.setattr("unept_hf.evaluation.report.results_figure", lambda results, class_list: figure)
     save_results({"mean_iou": 0.5}, None, "~/results")
     assert sorted(file.name for file in (home / "results").iterdir()) == ["results.json", "results.md", "results.png"]
 

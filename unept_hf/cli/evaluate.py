@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluates a model on a data set."""
     from accelerate import Accelerator
 
-    from ..evaluation.evaluate import evaluate_and_report
+    from ..evaluation.report import evaluate_and_report
 
     data, options = (options_from(one, arguments) for one in (EvaluationDataArguments, EvaluationArguments))
     # Accelerate knows of other processes, and takes the accelerator where the machine has one.

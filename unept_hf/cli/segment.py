@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -167,7 +166,7 @@ def _segment_one(model, processor, name: str, files: dict[str, Path], options: S
     with reading(name):
         image.load()
     is_refined = options.refine_boundaries or "refinement" in files
-    plain: Any = segment(
+    plain = segment(
         model,
         processor,
         image,

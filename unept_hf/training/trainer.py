@@ -26,11 +26,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from ..evaluation.evaluate import evaluate_model
-from ..export.hub import (
+from ..export.hub import save_for_hub
+from ..export.model_card import (
     dataset_title,
     default_model_card,
     describe_backbone,
-    export,
     is_private,
     picture_line,
     with_metadata,
@@ -481,7 +481,7 @@ class SegmentationTrainer:
         if self.accelerator.is_main_process:
             picture = self._picture(self.evaluated_step)  # shows images of the data set
             has_picture = self.run_args.hub_prediction_pictures and picture.is_file()
-            export(
+            save_for_hub(
                 self._evaluated_model(),
                 self.processor,
                 directory,
