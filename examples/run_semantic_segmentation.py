@@ -64,7 +64,7 @@ from unept_hf.export.hub import (
     with_metadata,
 )
 from unept_hf.files import atomic_directory, remove_leftovers
-from unept_hf.model.modeling_unept import plain_tensors
+from unept_hf.model.backbone_unept import plain_tensors
 from unept_hf.training.checkpoints import (
     commit_checkpoint,
     latest_checkpoint,

@@ -53,7 +53,7 @@ def attention_backends(device: torch.device | str, dtype: torch.dtype = torch.fl
             results[name] = None
         # A kernel that is compiled here may fail in any way.
         except Exception as error:
-            results[name] = str(error).partition(" can not run: ")[2].rstrip(".") or f"{type(error).__name__}: {error}"
+            results[name] = str(error).partition(" cannot run: ")[2].rstrip(".") or f"{type(error).__name__}: {error}"
     return results
 
 
