@@ -24,7 +24,7 @@ from original_state_dict import (
 
 from unept_hf import UneptModel
 from unept_hf.files import atomic_directory
-from unept_hf.model.modeling_unept import read_state_dict
+from unept_hf.model.backbone_unept import read_state_dict
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -30,7 +30,7 @@ from torch import Tensor
 from unept_hf import UneptConfig, UneptForSemanticSegmentation, UneptImageProcessor
 from unept_hf.data.class_lists import load_class_list
 from unept_hf.files import atomic_directory
-from unept_hf.model.modeling_unept import read_state_dict
+from unept_hf.model.backbone_unept import read_state_dict
 
 
 MAX_DIFFERENCE = 1e-4

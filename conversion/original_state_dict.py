@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unept_hf import UneptConfig
-from unept_hf.model.modeling_unept import check_state_dict
+from unept_hf.model.backbone_unept import check_state_dict
 
 
 # Original name -> name in UneptForSemanticSegmentation, the backbone apart. The first that matches is applied.

@@ -16,11 +16,11 @@ from .version import __version__
 
 
 if TYPE_CHECKING:
+    from .accelerate import accelerate_transformers
     from .data.segmentation_datasets import load_segmentation_dataset
     from .evaluation.evaluate import evaluate_model
     from .export.hub import save_for_hub
     from .inference.segment import segment
-    from .model.deformable_attention import accelerate_transformers
 
 __all__ = [
     "SYNTHETIC_SCENES",
@@ -40,7 +40,7 @@ __all__ = [
 
 # Imported when they are used, because they bring pictures, data sets and exporters along.
 _MODULES = {
-    "accelerate_transformers": ".model.deformable_attention",
+    "accelerate_transformers": ".accelerate",
     "evaluate_model": ".evaluation.evaluate",
     "load_segmentation_dataset": ".data.segmentation_datasets",
     "save_for_hub": ".export.hub",

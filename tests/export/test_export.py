@@ -269,7 +269,7 @@ def test_aot_inductor(model, tmp_path):
 
 def test_a_kernel_that_cannot_be_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(cpu, "_missing", "nothing was built")
-    with pytest.raises(RuntimeError, match=r"'cpu' can ?not run: nothing was built"):
+    with pytest.raises(RuntimeError, match="'cpu' cannot run: nothing was built"):
         export_torch(make_model(), tmp_path / "model.pt2", keep_kernel=True)
 
 

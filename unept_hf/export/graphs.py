@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..accelerate import SharedContext
 from ..files import atomic_file
 from ..inference.segment import evaluation_mode
-from ..model.deformable_attention import SharedContext, attention_backend
+from ..model.deformable_attention import attention_backend
 from ..model.modeling_unept import UneptForSemanticSegmentation
 
 

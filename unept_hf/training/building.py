@@ -16,9 +16,10 @@ from ..data.arguments import DatasetArguments
 from ..data.augmentation import TrainingAugmentation
 from ..data.class_lists import ClassList
 from ..data.segmentation_datasets import hold_out, load_segmentation_dataset
+from ..model.backbone_unept import plain_tensors
 from ..model.configuration_unept import UneptConfig
 from ..model.image_processing_unept import UneptImageProcessor
-from ..model.modeling_unept import UneptForSemanticSegmentation, plain_tensors
+from ..model.modeling_unept import UneptForSemanticSegmentation
 from .arguments import RunArguments, TrainingDataArguments, TrainingModelArguments, refuse
 from .order import AugmentedDataset, AugmentedStream, TrainingOrder
 from .processes import ignore_signals

@@ -36,8 +36,9 @@ from ..export.model_card import (
     with_metadata,
 )
 from ..files import atomic_directory, remove_leftovers
+from ..model.backbone_unept import plain_tensors
 from ..model.image_processing_unept import UneptImageProcessor
-from ..model.modeling_unept import UneptForSemanticSegmentation, plain_tensors
+from ..model.modeling_unept import UneptForSemanticSegmentation
 from ..version import __version__
 from .arguments import (
     FREE_OPTIONS,
