@@ -35,14 +35,10 @@ import PIL.Image
 import pytest
 import torch
 
-from unept_hf import (
-    UneptForSemanticSegmentation,
-    UneptImageProcessor,
-    UneptImageProcessorPil,
-    image_processing_pil_unept,
-)
+from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor, UneptImageProcessorPil
 from unept_hf.inference.segment import segment
-from unept_hf.model.image_processing_pil_unept import open_image
+from unept_hf.model import image_reading
+from unept_hf.model.image_reading import open_image
 
 
 SECONDS = 120  # for one file
@@ -681,10 +677,10 @@ HOSTILE = {
 @pytest.mark.usefixtures("online")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_servers(monkeypatch, name):
-    monkeypatch.setattr(image_processing_pil_unept, "DOWNLOAD_BYTES", 100_000)
+    monkeypatch.setattr(image_reading, "_DOWNLOAD_BYTES", 100_000)
     answer, message = HOSTILE[name]
     if "0.5 seconds" in message:
-        monkeypatch.setattr(image_processing_pil_unept, "DOWNLOAD_SECONDS", 0.5)
+        monkeypatch.setattr(image_reading, "_DOWNLOAD_SECONDS", 0.5)
     with (
         serving(answer) as address,
         pytest.raises(OSError, match=rf"^{address}/a\.png cannot be fetched \((the server )?{message}.*\)\.$"),

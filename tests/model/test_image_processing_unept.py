@@ -888,7 +888,7 @@ def sample_bilinear(logits: np.ndarray, size: tuple[float, float], target_size: 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("chunk", [1, 3, 4, 7, 19, 1000])
 def test_chunks_give_the_argmax(monkeypatch, dtype, channels_last, chunk):
-    monkeypatch.setattr(post_processing_unept, "CHUNK_BYTES", chunk * 4 * 90 * 70)
+    monkeypatch.setattr(post_processing_unept, "_CHUNK_BYTES", chunk * 4 * 90 * 70)
     logits = torch.randn(2, 19, 9, 13, generator=torch.manual_seed(0)).to(dtype)
     logits[:, 18] = logits[:, 4]  # ties between chunks go to the first
     upcast = logits if dtype == torch.float64 else logits.float()

@@ -159,7 +159,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _segment_one(model, processor, name: str, files: dict[str, Path], options: SegmentationArguments, palette) -> None:
     from ..inference.segment import segment
-    from ..model.image_processing_pil_unept import open_image, reading
+    from ..model.image_reading import open_image, reading
     from ..visualization import figures
 
     image = open_image(name)

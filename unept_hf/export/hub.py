@@ -19,8 +19,9 @@ from torch import Tensor
 from .. import model as model_package
 from ..files import atomic_directory
 from ..model.configuration_unept import UneptConfig
-from ..model.image_processing_pil_unept import UneptImageProcessorPil, open_image, reading
+from ..model.image_processing_pil_unept import UneptImageProcessorPil
 from ..model.image_processing_unept import UneptImageProcessor
+from ..model.image_reading import open_image, reading
 from ..model.modeling_unept import UneptForSemanticSegmentation, UneptModel
 from .model_card import default_model_card, describe_backbone, with_metadata
 

@@ -18,14 +18,8 @@ from torch.nn import functional as F
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import SizeDict
 
-from ..model.image_processing_pil_unept import (
-    WHITE_NORMALIZED,
-    clip_to_pixels,
-    image_to_tensor,
-    open_image,
-    resized_size,
-    with_file,
-)
+from ..model.image_preprocessing import resized_size
+from ..model.image_reading import WHITE_NORMALIZED, clip_to_pixels, image_to_tensor, open_image, with_file
 from ..model.post_processing_unept import output_field
 from .options import FLIPS, PredictionOptions
 
