@@ -69,7 +69,7 @@ def test_segment_a_folder(model, processor, folder, photos, capsys):
     assert main(["segment", folder, "photos"]) == 0
     output = capsys.readouterr()
     assert output.out.startswith("3 segmented in ") and output.out.endswith(": segmented\n")
-    assert output.err == "", "nothing but errors goes to a stderr that is no terminal"
+    assert output.err == "", "nothing but errors goes to a stderr that is not a terminal"
     names = ["a", "deep/b.jpg", "deep/b.png"]
     kinds = [("areas", "json"), ("label_maps", "png"), ("overlays", "png")]
     assert written() == sorted(f"{kind}/{name}.{suffix}" for kind, suffix in kinds for name in names)

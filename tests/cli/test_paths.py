@@ -1,5 +1,5 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""Paths as users write them: `~` is the home folder everywhere, and files that macOS adds are no files of theirs."""
+"""Paths as users write them: `~` is the home folder everywhere, and files that macOS adds are not files of theirs."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ from unept_hf.visualization import figures as visualization
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A home folder with a model and a small data set. The current folder is empty, and has to stay so."""
+    """A home folder with a model and a small data set. The current folder is empty, and must stay empty."""
     home, current = tmp_path / "home", tmp_path / "current"
     for folder in (current, home / "mine/images", home / "mine/masks"):
         folder.mkdir(parents=True)

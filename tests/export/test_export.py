@@ -30,7 +30,7 @@ from unept_hf.kernels import cpu
 from unept_hf.model.boundary import boundary_targets
 
 
-# Runs where unept_hf and transformers can not be imported.
+# Runs where unept_hf and transformers cannot be imported.
 LOAD_WITH_TORCH_ALONE = """
 import sys
 sys.modules["unept_hf"] = sys.modules["transformers"] = None

@@ -20,7 +20,7 @@ from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor, UneptIma
 from unept_hf.export.hub import save_for_hub, source_files
 
 
-# What a user of an exported model has to install. edt is not among it: only training needs it.
+# Packages that a user of an exported model must install. edt is not among them: only training needs it.
 RUNTIME_PACKAGES = {"PIL", "huggingface_hub", "numpy", "safetensors", "timm", "torch", "torchvision", "transformers"}
 
 # Run beside the exported folder "model", with nothing of unept_hf and without edt.

@@ -40,7 +40,7 @@ EVALUATION = {
 }
 TRAINING_OPTIONS = {"learning_rate": 3e-3, "max_steps": 300, "scale": [512, 128]}
 
-# Where unept_hf can not be imported, from a name on the Hub.
+# Where unept_hf cannot be imported, from a name on the Hub.
 LOAD = """
 import sys
 sys.modules["unept_hf"] = None
