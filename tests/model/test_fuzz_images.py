@@ -262,7 +262,7 @@ def make_file(folder: Path, seed: int, index: int) -> tuple[Path, "list[int] | s
     Writes a file.
 
     Returns:
-        The file, and what has to come of it: the (height, width) of its label map, "error", or `None` where both may.
+        The file, and the expected outcome: the (height, width) of its label map, "error", or `None` for either.
     """
     rng = random.Random(f"{seed} {index}")
     available = [

@@ -30,6 +30,7 @@ from unept_hf.model.boundary import DIRECTIONS, boundary_targets
 from unept_hf.model.configuration_unept import UneptConfig
 from unept_hf.model.image_processing_pil_unept import UneptImageProcessorPil
 from unept_hf.model.image_processing_unept import UneptImageProcessor
+from unept_hf.model.image_reading import image_to_tensor, label_map_to_tensor
 from unept_hf.model.post_processing_unept import post_process_semantic_segmentation
 
 
@@ -320,6 +321,18 @@ def test_files(processor, tmp_path):
     np.testing.assert_allclose(read_pixels(processor, str(tmp_path / "image.png")), OVER_WHITE, atol=0.51)
     inputs = processor([tmp_path / "image.png"], [tmp_path / "map.png"], do_resize=False, return_tensors="pt")
     assert inputs["labels"].unique().tolist() == [0, 1, 2]
+
+
+def test_paths_are_read_like_opened_images(tmp_path):
+    palette, colors = palette_image(transparent=False)
+    palette.save(tmp_path / "map.png")
+    for path in (tmp_path / "map.png", str(tmp_path / "map.png")):
+        assert np.array_equal(image_to_tensor(path).permute(1, 2, 0), colors)
+        assert np.array_equal(label_map_to_tensor(path, (16, 32)), np.asarray(palette))
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for read in (image_to_tensor, partial(label_map_to_tensor, image_size=(16, 32))):
+        with pytest.raises(OSError, match=r"broken\.png cannot be read: it is not an image"):
+            read(tmp_path / "broken.png")
 
 
 def test_odd_memory_layouts(processor):
@@ -666,7 +679,7 @@ BAD = {
     "default_to_square": ["yes"],
     "image_seq_length": ["x"],
 }  # fmt: skip
-# Those that are also checked where a class or its file gives them. The others may hold anything there.
+# Options that are also checked if a class or its file gives them.
 ALWAYS_CHECKED = {
     "size", "resample", "rescale_factor", "image_mean", "image_std", "pad_size", "crop_size", "size_divisor",
     "ignore_index", "data_format", "input_data_format", "do_center_crop", "device",
@@ -816,8 +829,8 @@ def test_save_and_load(backend, tmp_path):
 @pytest.fixture(scope="module")
 def alone() -> dict:
     """
-    What a process without torchvision finds out, in which `unept_hf` is a package without `__init__`: that pulls in
-    what needs torchvision, and its memory would blur the measurement.
+    The findings of a process without torchvision, in which `unept_hf` is a package without `__init__`, which
+    would need torchvision, and its memory would blur the measurement.
     """
     script = f"""
     import json, resource, sys, types
