@@ -428,7 +428,7 @@ def test_compiled_and_exported_graphs(backend):
         torch.testing.assert_close(*gradients)
         torch.testing.assert_close(compiled(*others), layer(*others))
 
-        # Named sizes would do, but for torch 2.11, which can not tell that 8 * queries <= 16 * queries.
+        # Named sizes would do, but for torch 2.11, which cannot tell that 8 * queries <= 16 * queries.
         batch = queries = torch.export.Dim.DYNAMIC
         height, width = torch.export.Dim("height", min=2, max=64), torch.export.Dim("width", min=2, max=64)
         shapes = ({0: batch, 1: height, 2: width}, {0: batch, 1: queries}, {0: batch, 1: queries})
@@ -563,7 +563,7 @@ def test_training_follows_the_same_curve_with_and_without_the_kernel():
         torch.manual_seed(0)
         model = UneptForSemanticSegmentation(config).eval()
         for name, parameter in model.named_parameters():
-            # The ring of the initialisation lies on the corners of cells, where gradients are one-sided.
+            # The ring of the initialization lies on the corners of cells, where gradients are one-sided.
             if name.endswith("sampling_offsets.bias"):
                 torch.nn.init.normal_(parameter, std=2)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)

@@ -79,7 +79,7 @@ def test_directions_turn_with_a_flip():
     assert same.float().mean() > 0.98
 
 
-def test_unlabelled_pixels_are_ignored_by_default_and_boundary_in_the_original():
+def test_unlabeled_pixels_are_ignored_by_default_and_boundary_in_the_original():
     labels = half_and_half()
     labels[10:14, 3:7] = 255
     boundary, direction = boundary_targets(labels)
@@ -104,7 +104,7 @@ def test_padding_makes_no_boundary():
 
 
 @pytest.mark.parametrize("ignore_unlabelled", [True, False])
-def test_nothing_labelled(ignore_unlabelled):
+def test_nothing_labeled(ignore_unlabelled):
     boundary, direction = boundary_targets(torch.full((2, 16, 16), 255), ignore_unlabelled=ignore_unlabelled)
     assert boundary.shape == direction.shape == (2, 16, 16)
     assert set(boundary.unique().tolist()) <= {0, 255}

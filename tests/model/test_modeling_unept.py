@@ -491,7 +491,7 @@ def test_one_class_cannot_be_trained():
 
 
 def test_queries_start_at_their_own_place_on_every_level():
-    """With offsets of zero a query samples its own cell centre, on maps of any size."""
+    """With offsets of zero a query samples its own cell center, on maps of any size."""
     model = tiny_model().model
     for layer in (*model.encoder_layers, *model.decoder_layers):
         attention = layer.cross_attn if hasattr(layer, "cross_attn") else layer.self_attn

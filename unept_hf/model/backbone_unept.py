@@ -73,7 +73,7 @@ def create_backbone(backbone_config: PreTrainedConfig) -> PreTrainedModel:
 
 def backbone_feature_maps(backbone: PreTrainedModel, pixel_values: Tensor, num_levels: int) -> list[Tensor]:
     """The last `num_levels` maps of a backbone, each `(batch, channels, height, width)`."""
-    # Whatever its own configuration says: only the maps are wanted, and timm backbones have no attentions to give.
+    # Whatever its own configuration says: only the maps are needed, and timm backbones have no attentions.
     maps = backbone(pixel_values, output_hidden_states=False, output_attentions=False).feature_maps[-num_levels:]
     # timm backbones say when their maps are channels-last.
     if getattr(getattr(backbone, "_backbone", None), "output_fmt", None) == Format.NHWC:
@@ -89,11 +89,11 @@ def probe_backbone(
     backbone_config: str, num_channels: int, num_feature_levels: int, query_stride: int
 ) -> tuple[int, tuple[int, int] | None, tuple[str, ...]]:
     """
-    Runs a backbone on the meta device, where nothing is computed, to learn what no configuration tells.
+    Runs a backbone on the meta device, where nothing is computed, to learn properties that no configuration tells.
 
     Args:
         backbone_config: its configuration as JSON.
-        num_channels, num_feature_levels, query_stride: those of the [`UneptConfig`].
+        num_channels, num_feature_levels, query_stride: from the [`UneptConfig`].
 
     Returns:
         The number that height and width of an image must be multiples of; the only (height, width) that the backbone
@@ -260,7 +260,7 @@ def check_state_dict(state_dict: dict[str, Tensor], expected: dict[str, Tensor])
 def pretrained_timm_weights(backbone_config: PreTrainedConfig, **kwargs) -> dict[str, Tensor]:
     """The state dict of a timm backbone with pretrained weights, which `kwargs` of `timm.create_model` can choose."""
     # Not through TimmBackbone, whose constructor sets the statistics of batch norms back.
-    with plain_tensors(f"What timm has for {backbone_config.backbone!r}"):
+    with plain_tensors(f"The file of pretrained weights for timm's {backbone_config.backbone!r}"):
         features = timm.create_model(
             backbone_config.backbone,
             pretrained=True,

@@ -99,7 +99,7 @@ def _gradient_within_class(ids: np.ndarray, distance: np.ndarray) -> np.ndarray:
     height, width = distance.shape
     kernel = np.array(GRADIENT_KERNEL, dtype=np.float32)
     kernels = np.stack((kernel, kernel.T)).reshape(2, 25)
-    # (5, 5, height, width): what each pixel sees.
+    # (5, 5, height, width): the neighborhood of each pixel.
     seen_ids, seen_distance = (
         sliding_window_view(np.pad(array, 2), (5, 5)).transpose(2, 3, 0, 1) for array in (ids, distance)
     )
@@ -196,7 +196,7 @@ def follow_direction(boundary: Tensor, direction: Tensor, steps: int = 1) -> Ten
     Args:
         boundary: `(..., height, width)`, bool: which pixels move.
         direction: `(..., height, width)`, int64, 0..7.
-        steps: how often to move, each time along the direction found at the pixel reached, until it is no boundary
+        steps: how often to move, each time along the direction found at the pixel reached, until it is not a boundary
             pixel. Moves stop at the border of the image.
 
     Returns:

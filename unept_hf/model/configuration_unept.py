@@ -116,16 +116,16 @@ class UneptConfig(PreTrainedConfig):
         direction_loss_region (`str`, *optional*, defaults to `"predicted"`):
             Where the direction is learned: on `"predicted"` boundary pixels (original code) or on the `"target"` ones.
         refinement_score (`str`, *optional*, defaults to `"probability"`):
-            What `boundary_threshold` is compared with when the loss refines the logits: the boundary `"probability"`,
-            or the raw `"logit"` (original code).
+            The score that `boundary_threshold` applies to when the loss refines the logits: the boundary
+            `"probability"`, or the raw `"logit"` (original code).
         boundary_align_corners (`bool`, *optional*, defaults to `False`):
             `align_corners` of the interpolation that brings boundary and direction logits to the size of the labels
             in the loss (`True` in the original code).
         ignore_unlabelled_boundaries (`bool`, *optional*, defaults to `True`):
-            Whether unlabelled pixels are left out of the boundary targets computed from `labels`. The original code
+            Whether unlabeled pixels are left out of the boundary targets computed from `labels`. The original code
             takes them for boundary pixels.
         min_boundary_class_pixels (`int`, *optional*, defaults to 0):
-            Classes with fewer pixels in an image count as unlabelled when boundary targets are computed from `labels`
+            Classes with fewer pixels in an image count as unlabeled when boundary targets are computed from `labels`
             (100 in the original target generator).
         num_channels (`int`, *optional*, defaults to 3):
             Number of image channels.
@@ -239,10 +239,10 @@ class UneptConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        # Overrides take part in the construction, so that what does not fit together is found.
+        # Overrides take part in the construction, so that contradictions are found.
         config_dict = dict(config_dict)
         if "id2label" in kwargs or "label2id" in kwargs:
-            # What the file says of its classes belongs together.
+            # The file's fields of classes belong together.
             for name in ("id2label", "label2id", "num_labels"):
                 config_dict.pop(name, None)
                 if name in kwargs:
@@ -275,7 +275,7 @@ class UneptConfig(PreTrainedConfig):
                 `"unept-resnet50"` and `"unept-deit-base"` are the models of the paper, `"unept-tiny"` a small one; all
                 three with deformable self-attention of the decoder, where the published results have `"pointwise"`.
             **kwargs:
-                Fields that replace those of the preset, such as `num_labels` or `query_grid_size`.
+                Fields that replace the preset's, such as `num_labels` or `query_grid_size`.
 
         Raises:
             ValueError: for an unknown name.

@@ -220,7 +220,7 @@ def deformable_attention(
     attention_logits: Tensor,
 ) -> Tensor:
     """
-    Deformable attention from what the projections give: softmax, locations, sampling and weighted sum in one.
+    Deformable attention from the outputs of the projections: softmax, locations, sampling and weighted sum in one.
 
     Args:
         value: `(batch, sum of height * width, heads, head_dim)`, levels one after the other, each row by row.
@@ -254,7 +254,7 @@ def deformable_attention(
 
 def _check(value: Tensor, spatial_shapes: list[tuple[int, int]], reference_points: Tensor | None, **others: Tensor):
     """The kernels read memory by these shapes, so shapes must be right. The others are positions and scores."""
-    # What a trace compares becomes a constant, with a warning for each.
+    # A trace makes a constant of each comparison, with a warning.
     if torch.jit.is_tracing():
         return
     positions, scores = others.values()
@@ -279,7 +279,7 @@ def _check(value: Tensor, spatial_shapes: list[tuple[int, int]], reference_point
 
 
 def _autocast(value: Tensor) -> Tensor:
-    # Locations, weights and logits stay as they are: autocast is for what there is much of.
+    # Locations, weights and logits stay as they are: autocast is for the largest tensor.
     device = value.device.type
     if device not in _AUTOCAST_DEVICES:
         return value

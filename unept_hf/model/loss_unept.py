@@ -19,7 +19,7 @@ __all__ = ["balanced_cross_entropy", "segmentation_cross_entropy", "segmentation
 def _mean_over_processes(counts: Tensor) -> Tensor:
     """
     The mean of each count over the processes that train together. A loss divided by it instead of by the process's own
-    count has, after data parallelism has averaged the gradients, those of one process with the whole batch.
+    count has, after data parallelism has averaged the gradients, the gradients of one process with the whole batch.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return counts

@@ -73,7 +73,7 @@ class UneptModelOutput(ModelOutput):
             Weights of each deformable attention, encoder before decoder, of shape
             `(batch_size, queries, num_attention_heads, levels, num_sampling_points)`.
         sampling_locations (`tuple[torch.Tensor]`, *optional*, with `output_attentions=True`):
-            Where those samples are taken, (x, y) as fractions of the level, of shape
+            Locations of these samples, (x, y) as fractions of the level, of shape
             `(batch_size, queries, num_attention_heads, levels, num_sampling_points, 2)`.
     """
 
@@ -89,7 +89,7 @@ class UneptModelOutput(ModelOutput):
 @dataclass
 class UneptSemanticSegmenterOutput(ModelOutput):
     r"""
-    Output of [`UneptForSemanticSegmentation`]. Height and width are those of the image, divided by the query stride 8.
+    Output of [`UneptForSemanticSegmentation`]. Height and width are the image's, divided by the query stride 8.
 
     Args:
         loss (`torch.Tensor` of shape `()`, *optional*, with `labels`):
@@ -104,8 +104,8 @@ class UneptSemanticSegmenterOutput(ModelOutput):
             Logits of the directions that lead away from the nearest boundary; `None` without boundary heads.
         logits_sizes (`torch.Tensor` of shape `(batch_size, 2)`, *optional*, with `image_sizes`):
             Rows and columns of the logits that each image of a padded batch covers, float32.
-        hidden_states, attentions, sampling_locations:
-            See [`UneptModelOutput`].
+        hidden_states, attentions, sampling_locations (`tuple[torch.Tensor]`, *optional*):
+            As in [`UneptModelOutput`].
     """
 
     loss: Tensor | None = None
@@ -189,7 +189,7 @@ class UneptDeformableAttention(nn.Module):
 class UneptPointwiseAttention(nn.Module):
     """
     Decoder self-attention of the original code for one image. It attends along the batch, so a lone query sees itself
-    with weight 1, and what is left are the value and output projections.
+    with weight 1, and only the value and output projections remain.
     """
 
     def __init__(self, config: UneptConfig):
@@ -270,7 +270,7 @@ class UneptMLP(nn.Module):
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if hidden_states.device.type != "cpu" or torch.is_grad_enabled() or traced:
             return self._feed_forward(hidden_states)
-        # What lies between the two layers is several times as large as the input; in pieces it stays in the cache.
+        # Between the two layers, features are several times as large as the input; in pieces they stay in the cache.
         pieces = hidden_states.flatten(0, -2).split(1024)
         return torch.cat([self._feed_forward(piece) for piece in pieces]).view_as(hidden_states)
 
@@ -494,7 +494,7 @@ class UneptPreTrainedModel(PreTrainedModel):
             name (`str`): a preset of [`UneptConfig.from_preset`], which says how it differs from the paper's.
             use_pretrained_backbone (`bool`, *optional*, defaults to `False`):
                 Whether the backbone starts from the weights that timm has for it (ImageNet), which are downloaded.
-            **kwargs: fields that replace those of the preset, such as `num_labels`.
+            **kwargs: fields that replace the preset's, such as `num_labels`.
 
         Raises:
             ValueError: for an unknown name.
@@ -630,8 +630,8 @@ class UneptModel(UneptPreTrainedModel):
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
                 Normalized images. Height and width must be multiples of the model's stride, `size_divisor`.
-            output_attentions, output_hidden_states, return_dict:
-                See [`UneptModelOutput`].
+            output_attentions, output_hidden_states (`bool`, *optional*):
+                Whether the output has these; the configuration's choice by default.
 
         Returns:
             [`UneptModelOutput`], or a tuple of its values with `return_dict=False`.
@@ -741,10 +741,10 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
             direction_map (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
                 Direction 0..7 that leads away from the nearest boundary, or the ignored label; as above.
             image_sizes (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*):
-                Height and width of each image within a padded batch, from which the post-processing learns what is
-                padding. The model itself does not look at them.
-            output_attentions, output_hidden_states, return_dict:
-                See [`UneptSemanticSegmenterOutput`].
+                Height and width of each image within a padded batch, from which the post-processing learns where the
+                padding is. The model itself does not look at them.
+            output_attentions, output_hidden_states (`bool`, *optional*):
+                Whether the output has these; the configuration's choice by default.
 
         Returns:
             [`UneptSemanticSegmenterOutput`], or a tuple of its values with `return_dict=False`.
@@ -783,7 +783,7 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
             if boundary_logits is not None and boundary_map is None and direction_map is None:
                 if torch.jit.is_tracing():
                     raise ValueError(
-                        "Boundary targets are not computed by PyTorch, so a trace would keep those of its example: "
+                        "Boundary targets are not computed by PyTorch, so a trace would keep its example's targets: "
                         "pass boundary_map and direction_map (unept_hf.model.boundary.boundary_targets makes them)."
                     )
                 boundary_map, direction_map = boundary_targets(

@@ -129,7 +129,7 @@ def _run(name: str, tensors: dict[str, Tensor], spatial_shapes: list[tuple[int, 
 
 
 def _end(futures: list[Future]) -> None:
-    """Waits for work that has begun and cancels the rest. What interrupts this is raised when nothing is pending."""
+    """Waits for work that has begun and cancels the rest. An interruption is raised when nothing is pending."""
     interrupt = None
     while True:
         try:

@@ -54,7 +54,7 @@ def _locate(positions, sample, mask, reference_points, known, height, width):
     else:
         x = x * width - 0.5
         y = y * height - 0.5
-    # Not so for NaN. What is left can become an integer.
+    # Not so for NaN. The remaining numbers can become integers.
     touches = mask & (x >= -1) & (x < width) & (y >= -1) & (y < height)
     return tl.where(touches, x, 0.0), tl.where(touches, y, 0.0), touches
 
