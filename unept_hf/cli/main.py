@@ -460,7 +460,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def run_benchmark(arguments: argparse.Namespace) -> int:
     """Measures latency and memory of a model on this machine."""
-    from ..machine_report import attention_backends, chosen_backend, devices, measure_latency
+    from ..evaluation.latency import measure_latency
+    from ..machine_report import attention_backends, chosen_backend, devices
 
     device = choose_device(arguments.device)
     dtype = getattr(torch, arguments.dtype)
