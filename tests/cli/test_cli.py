@@ -264,10 +264,10 @@ def test_wrong_usage(arguments, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--batch_size", "-1"], "batch_size has to be a whole number from 1, got -1"),
-        (["--mode", "slide", "--stride", "900"], "stride (900, 900) leaves gaps"),
-        (["--mode", "slide", "--crop_size", "101", "--stride", "8"], "crop_size (101, 101) has to be made of"),
-        (["--boundary_threshold", "7"], "boundary_threshold is a probability"),
+        (["--batch_size", "-1"], "batch_size must be an integer of at least 1, got -1"),
+        (["--mode", "slide", "--stride", "900"], "stride [900, 900] leaves gaps"),
+        (["--mode", "slide", "--crop_size", "101", "--stride", "8"], "crop_size [101, 101] must be made of"),
+        (["--boundary_threshold", "7"], "boundary_threshold must be a probability"),
         (["--opacity", "5"], "opacity has to lie within 0 and 1, got 5.0"),
         (["--picture_size", "-3"], "picture_size has to be at least 1 pixel, got -3"),
     ],
@@ -346,7 +346,7 @@ def test_evaluate(model, processor, folder, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit:
         main(["evaluate", *typed, "--eval_fraction", "2"])
     assert exit.value.code == 2
-    assert "eval_fraction has to lie in [0, 1), got 2.0" in capsys.readouterr().err
+    assert "eval_fraction must lie in [0, 1) and cannot split a stream, got 2.0" in capsys.readouterr().err
 
 
 def test_evaluate_with_options_after_the_file(tmp_path, monkeypatch):
