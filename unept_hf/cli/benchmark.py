@@ -2,28 +2,19 @@
 """`unept-hf benchmark`: latency and memory of a model on this machine."""
 
 import argparse
-import contextlib
-import gc
 import json
-import statistics
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
-from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..arguments import HubArguments
-from ..model import deformable_attention as attention
 from .command_line import add_command, choose_device, load_model, positive_integer
 from .env import attention_backends, chosen_backend, devices
 
 
-__all__ = ["EXAMPLES", "add_parser", "measure_latency", "peak_memory", "run"]
+__all__ = ["EXAMPLES", "add_parser", "run"]
 
 EXAMPLES = """\
 examples:
@@ -61,6 +52,8 @@ def _size(text: str) -> tuple[int, int]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures latency and memory of a model."""
+    from ..evaluation.latency import measure_latency
+
     device, dtype = choose_device(arguments.device), getattr(torch, arguments.dtype)
     model, _ = load_model(arguments.model, arguments, allow_preset=True)
     model.to(device, dtype)
@@ -108,83 +101,3 @@ def run(arguments: argparse.Namespace) -> int:
         report |= {"backends": reasons, "chosen": chosen, "repeats": arguments.repeats, "results": rows}
         Path(arguments.json).expanduser().write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0
-
-
-@contextlib.contextmanager
-def peak_memory(device: torch.device) -> Iterator[dict[str, int | None]]:
-    """
-    Measures the peak memory of the block in bytes above the memory before it, under the key `bytes` at its end:
-    allocations of PyTorch on CUDA, the resident memory of the process (sampled 500 times a second) on the CPU, and
-    `None` elsewhere.
-    """
-    measured: dict[str, int | None] = {"bytes": None}
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        yield measured
-        torch.cuda.synchronize(device)
-        measured["bytes"] = torch.cuda.max_memory_allocated(device) - before
-        return
-    if device.type != "cpu":
-        yield measured
-        return
-    process, done = psutil.Process(), threading.Event()
-    before = peak = process.memory_info().rss
-
-    def watch():
-        nonlocal peak
-        while not done.wait(0.002):
-            peak = max(peak, process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield measured
-    finally:
-        peak = max(peak, process.memory_info().rss)
-        done.set()
-        watcher.join()
-    measured["bytes"] = peak - before
-
-
-def measure_latency(model: nn.Module, pixel_values: Tensor, backend: str = "auto", repeats: int = 10) -> dict:
-    """
-    Measures how long a model takes for a batch, without image processing.
-
-    Args:
-        model: a segmentation model, on a device.
-        pixel_values: `(batch, channels, height, width)`, on that device.
-        backend: the backend of deformable attention, as `attention_backend` names it.
-        repeats: number of timed runs, after two others.
-
-    Returns:
-        `median_seconds` and `fastest_seconds` for the batch, `images_per_second` by the median, and
-        `peak_memory_bytes` of the first run above the model's own memory.
-    """
-    from ..inference.segment import evaluation_mode
-
-    device = pixel_values.device
-
-    def run_once():
-        model(pixel_values=pixel_values)
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-
-    seconds = []
-    with attention.attention_backend(backend), evaluation_mode(model), torch.inference_mode():
-        with peak_memory(device) as memory:
-            run_once()
-        run_once()
-        for _ in range(repeats):
-            start = time.perf_counter()
-            run_once()
-            seconds.append(time.perf_counter() - start)
-    median = statistics.median(seconds)
-    return {
-        "median_seconds": median,
-        "fastest_seconds": min(seconds),
-        "images_per_second": len(pixel_values) / median,
-        "peak_memory_bytes": memory["bytes"],
-    }

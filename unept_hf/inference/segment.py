@@ -27,7 +27,7 @@ from .refine import bands, refine
 from .windows import View, WindowRunner, make_views
 
 
-__all__ = ["SegmentationResult", "evaluation_mode", "segment", "segment_batch"]
+__all__ = ["SegmentationResult", "evaluation_mode", "segment", "segment_batch", "segment_views"]
 
 # A progress bar appears from this number of windows on, unless the caller decides.
 LONG_IMAGE_WINDOWS = 64
