@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 from results_file import RESULTS, cpu_device, today, versions, write_results
 from separate_runs import check_counts, read_result, run_all, write_result
-from synthetic_training import CLASSES, best_classes, draw_scenes, measure, peak_memory, train
+from synthetic_training import CLASSES, best_classes, draw_scenes, measure, train
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import HfArgumentParser, set_seed
 
 from unept_hf import UneptConfig, UneptForSemanticSegmentation, UneptImageProcessor
+from unept_hf.evaluation.latency import peak_memory
 from unept_hf.model.modeling_unept import UneptDeformableAttention
 
 
@@ -169,9 +170,9 @@ def run(row: str, seed: int, arguments: Arguments) -> None:
     scenes, held_out = draw_scenes(arguments.runs, arguments.train_scenes, arguments.eval_scenes, arguments.size)
     set_seed(seed)
     model = make_model(row, arguments.size)
-    before = peak_memory()
-    results = train(model, loss_of, scenes, arguments.steps, arguments.batch_size, arguments.learning_rate, seed)
-    results["train_megabytes"] = (peak_memory() - before) / 2**20
+    with peak_memory(torch.device("cpu")) as memory:
+        results = train(model, loss_of, scenes, arguments.steps, arguments.batch_size, arguments.learning_rate, seed)
+    results["train_megabytes"] = memory["bytes"] / 2**20
     results["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     results |= measure(model, label_maps_of, held_out)
     write_result(arguments.runs, f"{row} {seed}", arguments.budget(), results)

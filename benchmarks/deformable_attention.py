@@ -15,14 +15,11 @@ cache, for the corners that are gathered.
 """
 
 import argparse
-import ctypes
-import gc
 import importlib.util
 import json
 import math
 import platform
 import statistics
-import threading
 import time
 from pathlib import Path
 
@@ -30,6 +27,7 @@ import torch
 from results_file import RESULTS, cpu_device, today, versions, write_results
 from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
+from unept_hf.evaluation.latency import peak_memory
 from unept_hf.model.deformable_attention import (
     attention_backend,
     deformable_attention,
@@ -145,40 +143,13 @@ def run_both(function, tensors):
     return torch.autograd.grad(output, leaves, torch.ones_like(output))
 
 
-def resident_bytes():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
-def peak_memory(function, device):
-    """Bytes over what was there before, results included."""
+def memory_of(function, device):
+    """Bytes over what was in use before, results included."""
     function()
-    gc.collect()
-    if platform.system() == "Linux":
-        # Else memory that was freed counts as being there.
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    if device.type == "cuda":
-        synchronize(device)
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        synchronize(device)
-        return torch.cuda.max_memory_allocated() - before
-    before = peak = resident_bytes()
-    done = threading.Event()
-
-    def watch():
-        nonlocal peak
-        while not done.wait(0.0005):
-            peak = max(peak, resident_bytes())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    result = function()
-    peak = max(peak, resident_bytes())
-    done.set()
-    watcher.join()
+    with peak_memory(device) as memory:
+        result = function()
     del result
-    return peak - before
+    return memory["bytes"]
 
 
 def check(name, function, tensors, oracle, tolerance):
@@ -284,7 +255,7 @@ def main():
                 try:
                     errors[name] = check(name, *contestant, oracle, TOLERANCE[dtype])
                     memory[name] = [
-                        peak_memory(lambda run=run, contestant=contestant: run(*contestant), device)
+                        memory_of(lambda run=run, contestant=contestant: run(*contestant), device)
                         for run in (run_forward, run_both)
                     ]
                 except (RuntimeError, TypeError) as error:

@@ -2,20 +2,20 @@
 """
 How much time and memory does a large image take in sliding windows, and does the batch size change the label map?
 
-Peak memory is that of the process, less what it was after a single batch of windows: the image, the label map, and
-what `segment` holds meanwhile. On a GPU, that of the device is printed too. Linux only.
+Peak memory is the peak of the process, less its peak in a single batch of windows: the image, the label map, and what
+`segment` holds meanwhile. On a GPU, the peak of the device is printed too.
 
     python benchmarks/large_image.py --size 8192 --batch-sizes 1 8
 """
 
 import argparse
-import resource
 import time
 
 import numpy as np
 import torch
 
 from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor
+from unept_hf.evaluation.latency import peak_memory
 from unept_hf.inference.segment import segment
 from unept_hf.synthetic.scenes import synthetic_scene
 
@@ -33,9 +33,6 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
 
-    def peak_memory():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
     torch.manual_seed(0)
     model = UneptForSemanticSegmentation.from_preset(arguments.preset, num_labels=arguments.num_labels).eval()
     with torch.no_grad():  # otherwise all pixels have the same class
@@ -51,8 +48,8 @@ def main():
         "do_resize": False,
     }
     window = synthetic_scene(0, size=(arguments.crop_size, arguments.crop_size * max(arguments.batch_sizes)))[0]
-    segment(model, processor, window, batch_size=max(arguments.batch_sizes), **options)
-    own = peak_memory()
+    with peak_memory(torch.device("cpu")) as own:
+        segment(model, processor, window, batch_size=max(arguments.batch_sizes), **options)
     # Drawing a scene of that size would take more memory than segmenting it.
     tile = torch.from_numpy(np.array(synthetic_scene(1, size=(512, 512))[0])).permute(2, 0, 1)
     repeats = -(-arguments.size // 512)
@@ -60,16 +57,16 @@ def main():
 
     expected = None
     print(f"{arguments.preset}, {arguments.num_labels} classes, {arguments.size} x {arguments.size}, {options}")
-    print(f"peak of the model itself: {own:.2f} GiB")
+    print(f"peak of the model itself: {own['total_bytes'] / 2**30:.2f} GiB")
     for batch_size in arguments.batch_sizes:
-        if arguments.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
-        label_map = segment(model, processor, image, batch_size=batch_size, progress=True, **options).label_map
+        with peak_memory(torch.device("cpu")) as memory, peak_memory(torch.device(arguments.device)) as device_memory:
+            label_map = segment(model, processor, image, batch_size=batch_size, progress=True, **options).label_map
         seconds = time.perf_counter() - start
-        print(f"batch size {batch_size}: {seconds:.0f} s, peak {peak_memory() - own:.2f} GiB above its own so far")
+        above = (memory["total_bytes"] - own["total_bytes"]) / 2**30
+        print(f"batch size {batch_size}: {seconds:.0f} s, peak {above:.2f} GiB above its own")
         if arguments.device == "cuda":
-            print(f"    device peak {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
+            print(f"    device peak {device_memory['total_bytes'] / 2**30:.2f} GiB")
         print(f"    {int((label_map.flatten().bincount() > 0).sum())} classes predicted")
         label_map = label_map.to(torch.int16)
         if expected is not None:

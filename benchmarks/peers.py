@@ -24,7 +24,7 @@ import torch
 from ablations import make_model as make_small_unept
 from results_file import RESULTS, cpu_device, today, versions, write_results
 from separate_runs import check_counts, read_result, run_all, write_result
-from synthetic_training import CLASSES, best_classes, draw_scenes, measure, peak_memory, train
+from synthetic_training import CLASSES, best_classes, draw_scenes, measure, train
 from torch import Tensor, nn
 from transformers import (
     DPTConfig,
@@ -44,6 +44,7 @@ from transformers import (
 )
 
 from unept_hf import UneptForSemanticSegmentation
+from unept_hf.evaluation.latency import peak_memory
 
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -250,7 +251,6 @@ def measure_latency(name: str, height: int, width: int, arguments: Arguments) ->
         loss_of(model, images, labels).backward()
         model.zero_grad()
 
-    before = peak_memory()
     for kind, function in zip(KINDS, (forward, bfloat16, training_step)):
         model.train(kind == "training step")
         # The layout that suits it best on CPUs.
@@ -258,15 +258,16 @@ def measure_latency(name: str, height: int, width: int, arguments: Arguments) ->
         model, images = model.to(memory_format=layout), images.to(memory_format=layout)
         seconds = []
         try:
-            while len(seconds) < 2 or (len(seconds) <= arguments.repeats and sum(seconds) < LONG):
-                start = time.perf_counter()
-                function()
-                seconds.append(time.perf_counter() - start)
+            with peak_memory(torch.device("cpu")) as memory:
+                while len(seconds) < 2 or (len(seconds) <= arguments.repeats and sum(seconds) < LONG):
+                    start = time.perf_counter()
+                    function()
+                    seconds.append(time.perf_counter() - start)
         except (RuntimeError, ValueError) as error:
             results[f"{kind} error"] = str(error).splitlines()[0]
             continue
         results[kind] = min(seconds[1:])
-        results[f"{kind} memory"] = peak_memory() - before
+        results[f"{kind} memory"] = memory["bytes"]
     return results
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from unept_hf.machine_report import cpu_name
+from unept_hf.cli.env import cpu_name
 
 
 RESULTS = Path(__file__).parent / "results"

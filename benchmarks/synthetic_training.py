@@ -1,7 +1,6 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """What the ablations and the comparison with other models share: scenes, training and metrics."""
 
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,11 +50,6 @@ def _draw(folder: Path, first: int, count: int, size: int) -> tuple[Tensor, Tens
 
 def normalized(images: Tensor) -> Tensor:
     return (images.float() / 255 - MEAN) / STD
-
-
-def peak_memory() -> int:
-    """Bytes of the most that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def train(

@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import gc
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import torch
 from results_file import RESULTS, cpu_device, today, versions, write_results
 
 from unept_hf import UneptForSemanticSegmentation
+from unept_hf.evaluation.latency import peak_memory
 from unept_hf.model.boundary import boundary_targets
 from unept_hf.model.deformable_attention import attention_backend
 
@@ -64,30 +64,27 @@ def measure(preset, mode, arguments):
     maps = {"labels": labels, "boundary_map": boundary_map, "direction_map": direction_map}
     maps = {name: tensor.to(device) for name, tensor in maps.items()}
 
+    def step():
+        context = torch.autocast(device.type, torch.bfloat16) if autocast else contextlib.nullcontext()
+        with context:
+            loss = model(images, **maps).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if not loss.isfinite():
+            raise AssertionError(f"{preset}, {mode}: the loss is {loss.item()}")
+
     seconds = []
     with attention_backend(backend):
-        for repeat in range(1 + arguments.repeats):
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-                if repeat == 1:
-                    torch.cuda.reset_peak_memory_stats()
-            start = time.perf_counter()
-            context = torch.autocast(device.type, torch.bfloat16) if autocast else contextlib.nullcontext()
-            with context:
-                loss = model(images, **maps).loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            if not loss.isfinite():
-                raise AssertionError(f"{preset}, {mode}: the loss is {loss.item()}")
-            seconds.append(time.perf_counter() - start)
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        # Kilobytes, on macOS bytes.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    # The first step compiles and fills caches.
-    return {"bytes": peak, "seconds": statistics.median(seconds[1:])}
+        step()  # compiles and fills caches
+        with peak_memory(device) as memory:
+            for _ in range(arguments.repeats):
+                start = time.perf_counter()
+                step()
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                seconds.append(time.perf_counter() - start)
+    return {"bytes": memory["total_bytes"], "seconds": statistics.median(seconds)}
 
 
 def measure_alone(preset, mode, arguments):

@@ -1,13 +1,12 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 r"""
-Converts a pretrained DeiT (facebookresearch/deit) or ResNet-50-v1c (mmseg) into a backbone folder for
+Converts a pretrained DeiT (facebookresearch/deit) or ResNet-50-v1c (mmseg) into a backbone directory for
 `model.load_pretrained_backbone`, to train a UN-EPT from:
 
     python conversion/convert_backbone_to_hf.py --checkpoint deit_base_distilled_patch16_384.pth \
         --preset unept-deit-base --output deit-base-480
 
-Exit code 0, 1 when the checkpoint could not be converted (nothing is written then), or 2 for arguments that do not
-exist.
+Exit code 0, 1 when the checkpoint cannot be converted (nothing is written then), or 2 for unknown arguments.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from original_state_dict import (
 
 from unept_hf import UneptModel
 from unept_hf.files import atomic_directory
-from unept_hf.model.modeling_unept import read_state_dict
+from unept_hf.model.backbone_unept import read_state_dict
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -38,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def convert(args: argparse.Namespace) -> None:
     """
     Raises:
-        OSError: when a file is missing, or the output can not be written.
+        OSError: when a file is missing, or the output cannot be written.
         ValueError: when the checkpoint does not fit the backbone of the preset or configuration.
     """
     with atomic_directory(args.output, args.overwrite) as folder:
@@ -46,7 +45,7 @@ def convert(args: argparse.Namespace) -> None:
         original = read_state_dict(args.checkpoint)
         if "query_embed.weight" in original:
             raise ValueError(
-                f"{args.checkpoint} is a whole UN-EPT, not a backbone: convert it by convert_unept_original_to_hf.py."
+                f"{args.checkpoint} is a whole UN-EPT, not a backbone; use convert_unept_original_to_hf.py."
             )
         model = UneptModel(config)
         converted, dropped = convert_backbone_state_dict(original, config)

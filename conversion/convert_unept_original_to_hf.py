@@ -1,12 +1,12 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 r"""
-Converts a checkpoint of the original UN-EPT (amazon-research/unified-ept) into a folder for `from_pretrained`:
+Converts a checkpoint of the original UN-EPT (amazon-research/unified-ept) into a directory for `from_pretrained`:
 
     python conversion/convert_unept_original_to_hf.py --checkpoint model.pth --preset unept-deit-base \
         --id2label ade20k --output unept-deit-base-ade20k
 
-The folder is read back and compared with the checkpoint before it appears under its name. Exit code 0, 1 when the
-checkpoint could not be converted (nothing is written then), or 2 for arguments that do not exist.
+The directory is read back and compared with the checkpoint before it takes its name. Exit code 0, 1 when the
+checkpoint cannot be converted (nothing is written then), or 2 for unknown arguments.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from torch import Tensor
 from unept_hf import UneptConfig, UneptForSemanticSegmentation, UneptImageProcessor
 from unept_hf.data.class_lists import load_class_list
 from unept_hf.files import atomic_directory
-from unept_hf.model.modeling_unept import read_state_dict
+from unept_hf.model.backbone_unept import read_state_dict
 
 
 MAX_DIFFERENCE = 1e-4
@@ -49,15 +49,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--decoder_self_attention",
         choices=("pointwise", "dense"),
-        help="pointwise: what the original computes for one image; dense: every query sees every query, with the "
-        "weights that the original has for it. Default: pointwise, or what the file of --config says",
+        help="pointwise: the original's result for one image; dense: every query sees every query, with the "
+        "original's weights. Default: pointwise, or as in the file of --config",
     )
     parser.add_argument("--push_to_hub", metavar="REPOSITORY", help="also upload to this repository of the Hub")
     return parser.parse_args(argv)
 
 
 def adopt_sizes(config: UneptConfig, sizes: dict, source: str | Path) -> None:
-    """Gives `config`, which comes from `source`, the grid and image size of the checkpoint, and says what differs."""
+    """Gives `config`, which comes from `source`, the grid and image size of the checkpoint, and prints differences."""
     note = "{} is {} in the checkpoint, but {} in {}: the checkpoint's is taken."
     grid = tuple(config.query_grid_size)
     if grid != sizes["query_grid_size"]:
@@ -73,7 +73,7 @@ def adopt_sizes(config: UneptConfig, sizes: dict, source: str | Path) -> None:
 def sample_weights(original: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     Some weights of the original, at least one for each way in which names and layouts change, under their new names.
-    They are spelt out here, without the rules of `original_state_dict` that they check.
+    They are spelled out here, without the rules of `original_state_dict` that they check.
     """
     queries = original["query_embed.weight"]
     side = math.isqrt(queries.shape[0])
@@ -114,7 +114,7 @@ def sample_weights(original: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def max_difference(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> float:
-    """The largest absolute difference between tensors of the same name; NaN if there is any in a tensor."""
+    """The largest absolute difference between tensors of the same name; NaN if a tensor holds any."""
     # The tensors' maximum keeps NaN, that of Python does not.
     return torch.stack([(actual[name] - value).abs().max() for name, value in expected.items()]).max().item()
 
@@ -122,11 +122,11 @@ def max_difference(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor])
 @torch.no_grad()
 def verify(model: UneptForSemanticSegmentation, original: dict[str, Tensor], folder: Path) -> None:
     """
-    Reads the written folder back, and compares its outputs for one image with those of `model`, and some of its
+    Reads the written directory back, and compares its outputs for one image with those of `model`, and some of its
     weights with the original checkpoint.
 
     Raises:
-        ValueError: when anything differs by more than `MAX_DIFFERENCE`.
+        ValueError: when an output or weight differs by more than `MAX_DIFFERENCE`.
     """
     reloaded = UneptForSemanticSegmentation.from_pretrained(folder, local_files_only=True).eval()
     weights = reloaded.state_dict()
@@ -143,7 +143,7 @@ def verify(model: UneptForSemanticSegmentation, original: dict[str, Tensor], fol
         f"{output_difference:.2g}, a sample of {len(samples)} weights from the checkpoint's by at most "
         f"{weight_difference:.2g}."
     )
-    # NaN is no success either.
+    # NaN is not a success either.
     if not (output_difference <= MAX_DIFFERENCE and weight_difference <= MAX_DIFFERENCE):
         raise ValueError(
             f"The written model, read back, differs by more than {MAX_DIFFERENCE}: by {output_difference:.2g} in its "
@@ -154,7 +154,7 @@ def verify(model: UneptForSemanticSegmentation, original: dict[str, Tensor], fol
 def convert(args: argparse.Namespace) -> None:
     """
     Raises:
-        OSError: when a file is missing, or the output can not be written or uploaded.
+        OSError: when a file is missing, or the output cannot be written or uploaded.
         ValueError: when the checkpoint, the configuration and the class list do not fit together.
     """
     with atomic_directory(args.output, args.overwrite) as folder:
@@ -167,7 +167,7 @@ def convert(args: argparse.Namespace) -> None:
         if sizes["num_labels"] != len(class_list):
             raise ValueError(
                 f"{args.checkpoint} has {sizes['num_labels']} classes (cls.weight), but --id2label {args.id2label} "
-                f"has {len(class_list)}: name the class list it was trained with."
+                f"has {len(class_list)}; name the class list of its training."
             )
         adopt_sizes(config, sizes, args.preset or args.config)
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
-State dicts of the original UN-EPT, of DeiT and of mmseg's ResNet-50-v1c, brought into the form of unept_hf; and what
-the conversion scripts share: their arguments, the configuration and the exit code.
+State dicts of the original UN-EPT, of DeiT and of mmseg's ResNet-50-v1c, brought into the form of unept_hf; and the
+arguments, the configuration and the exit code of the conversion scripts.
 """
 
 import argparse
@@ -20,10 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unept_hf import UneptConfig
-from unept_hf.model.modeling_unept import check_state_dict
+from unept_hf.arguments import read_options
+from unept_hf.model.backbone_unept import check_state_dict
 
 
-# Original name -> name in UneptForSemanticSegmentation, the backbone apart. The first that matches is applied.
+# Original name -> name in UneptForSemanticSegmentation, except for the backbone. The first match is applied.
 UNEPT_NAMES = [
     (r"^layers\.(\d+)\.", r"model.input_projections.\1."),
     (r"^context_branch\.level_embed$", "model.level_embed"),
@@ -63,19 +64,12 @@ def rename(key: str, names: list[tuple[str, str | Callable[[re.Match], str]]]) -
 def resize_position_embedding(position_embedding: Tensor, grid: tuple[int, int], prefix_tokens: int = 2) -> Tensor:
     """
     Position embedding `(1, prefix_tokens + n * n, C)` of a vision transformer for another grid, bicubic as in the
-    original code; the embeddings of the prefix tokens are kept.
-
-    Raises:
-        ValueError: when the embedding is not one of a square grid.
+    original code; the embeddings of the prefix tokens are kept. An embedding whose patches do not form a square is
+    returned unchanged, for `check_converted` to report its shape.
     """
     patches = position_embedding[:, prefix_tokens:]
     size = math.isqrt(patches.shape[1])
-    if size * size != patches.shape[1]:
-        raise ValueError(
-            f"pos_embed has {position_embedding.shape[1]} positions, which are not {prefix_tokens} token(s) and a "
-            "square grid."
-        )
-    if grid == (size, size):
+    if size * size != patches.shape[1] or grid == (size, size):
         return position_embedding
     patches = patches.unflatten(1, (size, size)).permute(0, 3, 1, 2)
     patches = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
@@ -94,10 +88,7 @@ def convert_backbone_state_dict(
     Weights of a DeiT or of an mmseg ResNet-50-v1c under the names of the timm backbone of `config`.
 
     Returns:
-        The new state dict; and the keys that were left out, by reason: those that only a classifier needs.
-
-    Raises:
-        ValueError: when the position embedding of a DeiT is not one of a square grid.
+        The new state dict; and the keys that were left out, by reason: keys that only a classifier needs.
     """
     dropped = [key for key in state_dict if CLASSIFIER_KEYS.match(key)]
     state_dict = {key: value for key, value in state_dict.items() if key not in dropped}
@@ -127,17 +118,17 @@ def image_size(config: UneptConfig) -> tuple[int, int] | None:
 
 def infer_sizes(state_dict: dict[str, Tensor]) -> dict:
     """
-    Configuration fields that the shapes of an original UN-EPT checkpoint tell: the number of classes, and, where the
-    crop differed from 480, the query grid and the image size of a DeiT backbone (`img_size`).
+    Configuration fields that follow from the shapes of an original UN-EPT checkpoint: the number of classes, the query
+    grid and the image size of a DeiT backbone (`img_size`).
 
     Raises:
-        ValueError: when the checkpoint is not one of UN-EPT.
+        ValueError: when the checkpoint is not of a UN-EPT.
     """
     missing = [key for key in ("cls.weight", "query_embed.weight") if key not in state_dict]
     if missing:
         raise ValueError(
-            f"This is no UN-EPT checkpoint: it has no {', '.join(missing)}. Backbones alone are converted by "
-            "convert_backbone_to_hf.py."
+            f"This is not a UN-EPT checkpoint: it has no {', '.join(missing)}. convert_backbone_to_hf.py converts "
+            "backbones alone."
         )
     queries = state_dict["query_embed.weight"].shape[0]
     side = math.isqrt(queries)
@@ -168,13 +159,12 @@ def convert_unept_state_dict(
         the query and key projections of the decoder's self-attention, which have no effect on a single image.
 
     Raises:
-        ValueError: for `decoder_self_attention="deformable"`, which the original does not have, and when the position
-            embedding of a DeiT is not one of a square grid.
+        ValueError: for `decoder_self_attention="deformable"`, which the original does not have.
     """
     if config.decoder_self_attention == "deformable":
         raise ValueError(
-            "decoder_self_attention='deformable', the default of configurations that do not say, has no weights in "
-            "the original: use 'pointwise' or 'dense', in the configuration or as --decoder_self_attention."
+            "decoder_self_attention='deformable', the default, has no weights in the original; use 'pointwise' or "
+            "'dense', in the configuration or as --decoder_self_attention."
         )
     backbone, backbone_dropped = convert_backbone_state_dict(select_backbone(state_dict), config)
     converted = {f"model.backbone.{key}": value for key, value in backbone.items()}
@@ -209,7 +199,7 @@ def check_converted(converted: dict[str, Tensor], expected: dict[str, Tensor]) -
         check_state_dict(converted, expected)
     except ValueError as error:
         raise ValueError(
-            f"{error} Nothing was written. Check the preset; a model of other sizes is described by --config."
+            f"{error} Nothing was written. Check the preset; describe a model of other sizes with --config."
         ) from error
 
 
@@ -219,8 +209,8 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--preset", choices=("unept-deit-base", "unept-resnet50"), help="the model of the paper")
     model.add_argument("--config", type=Path, help="instead of a preset: config.json of a UneptConfig")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace the model in --output, if there is one")
+    parser.add_argument("--output", type=Path, required=True, help="directory to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing model in --output")
 
 
 def load_config(preset: str | None, path: Path | None, **kwargs) -> UneptConfig:
@@ -228,27 +218,26 @@ def load_config(preset: str | None, path: Path | None, **kwargs) -> UneptConfig:
     The configuration of a preset, as the original code computes it, or of a file; `kwargs` replace its fields.
 
     Raises:
-        OSError: when there is no such file, or it is not JSON.
-        ValueError: when the file is not the configuration of a UN-EPT.
+        ValueError: when the file cannot be read, or is not the configuration of a UN-EPT.
+        StrictDataclassError: when a field of it has a wrong value.
     """
     if preset is not None:
         return UneptConfig.from_preset(preset, decoder_self_attention="pointwise", **kwargs)
-    # from_pretrained would look for the name on the Hub.
-    if not path.exists():
-        raise FileNotFoundError(f"There is no configuration {path}.")
-    model_type = UneptConfig.get_config_dict(path)[0].get("model_type")
-    if model_type != "unept":
-        raise ValueError(f"{path} is not the configuration of a UN-EPT: its model_type is {model_type!r}.")
-    try:
-        return UneptConfig.from_pretrained(path, **kwargs)
-    except StrictDataclassError as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+    fields = read_options(path)
+    if fields.get("model_type") != "unept":
+        raise ValueError(
+            f"{path} is not the configuration of a UN-EPT: its model_type is {fields.get('model_type')!r}."
+        )
+    return UneptConfig.from_dict({**fields, **kwargs})
 
 
 def run(convert: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
-    """Exit code of a conversion: 0, or 1 with the reason on stderr for problems that a user can mend."""
+    """Exit code of a conversion: 0, or 1 with the reason on stderr for problems that a user can solve."""
     try:
         convert(args)
+    except StrictDataclassError as error:
+        print(f"error: {args.config}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -15,7 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 KERNEL = HERE.parent / "unept_hf" / "kernels" / "triton"
-# What kernel-builder writes: names of operators that no other version of the kernel has.
+# As kernel-builder writes it: names of operators that no other version of the kernel has.
 OPS = '''import torch
 
 ops = torch.ops.{namespace}
@@ -29,7 +29,7 @@ def add_op_namespace_prefix(op_name: str):
 
 def assemble(folder: Path, backends: list[str]) -> None:
     """
-    Writes a project for kernel-builder to a new folder, and under `build/` what the kernels library can load.
+    Writes a project for kernel-builder to a new folder, and a form that the kernels library can load under `build/`.
 
     Args:
         backends: "cuda", "rocm", or "cpu" where TRITON_INTERPRET=1 is set.

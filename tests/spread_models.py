@@ -19,7 +19,7 @@ def spread(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def synthetic_scenes_model() -> UneptForSemanticSegmentation:
-    """A small one for the classes of the synthetic scenes."""
+    """A small model for the classes of the synthetic scenes."""
     _, class_list = load_segmentation_dataset("synthetic", num_synthetic_scenes=1)
     torch.manual_seed(0)
     model = UneptForSemanticSegmentation.from_preset(

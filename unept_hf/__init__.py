@@ -1,7 +1,9 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """UN-EPT semantic segmentation for transformers. Importing registers it with the Auto classes and the pipelines."""
 
+import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
@@ -13,8 +15,40 @@ from .model.modeling_unept import UneptForSemanticSegmentation, UneptModel, Unep
 from .version import __version__
 
 
+if TYPE_CHECKING:
+    from .accelerate import accelerate_transformers
+    from .data.segmentation_datasets import load_segmentation_dataset
+    from .evaluation.evaluate import evaluate_model
+    from .export.hub import save_for_hub
+    from .inference.segment import segment
+
+__all__ = [
+    "SYNTHETIC_SCENES",
+    "UneptConfig",
+    "UneptForSemanticSegmentation",
+    "UneptImageProcessor",
+    "UneptImageProcessorPil",
+    "UneptModel",
+    "UneptPreTrainedModel",
+    "__version__",
+    "accelerate_transformers",
+    "evaluate_model",
+    "load_segmentation_dataset",
+    "save_for_hub",
+    "segment",
+]
+
+# Imported when they are used, because they bring pictures, data sets and exporters along.
+_MODULES = {
+    "accelerate_transformers": ".accelerate",
+    "evaluate_model": ".evaluation.evaluate",
+    "load_segmentation_dataset": ".data.segmentation_datasets",
+    "save_for_hub": ".export.hub",
+    "segment": ".inference.segment",
+}
+
 SYNTHETIC_SCENES = str(Path(__file__).parent / "checkpoints" / "synthetic_scenes")
-"""Folder of the checkpoint that comes with the package, for `from_pretrained` and `pipeline`."""
+"""Directory of the checkpoint that comes with the package, for `from_pretrained` and `pipeline`."""
 
 AutoConfig.register("unept", UneptConfig, exist_ok=True)
 AutoModel.register(UneptConfig, UneptModel, exist_ok=True)
@@ -27,13 +61,12 @@ AutoImageProcessor.register(
     exist_ok=True,
 )
 
-__all__ = [
-    "SYNTHETIC_SCENES",
-    "UneptConfig",
-    "UneptForSemanticSegmentation",
-    "UneptImageProcessor",
-    "UneptImageProcessorPil",
-    "UneptModel",
-    "UneptPreTrainedModel",
-    "__version__",
-]
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,5 +1,5 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""Options that commands and examples have in common, as dataclasses for transformers' `HfArgumentParser`."""
+"""Options of commands and examples: dataclasses that they share, and files of options."""
 
 import json
 import os
@@ -9,6 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+
+__all__ = ["HubArguments", "ModelArguments", "merge_options", "option", "read_options", "words_of_options"]
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of a dataclass of options, with its help text."""
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata={"help": help})
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(kw_only=True)
@@ -33,20 +43,35 @@ def read_options(path: str | os.PathLike) -> dict[str, Any]:
     """
     Options from a YAML or JSON file of names and values. A file of YAML that holds nothing has none.
 
+    The name `base` stands for another such file, relative to the folder of the first one, whose options come first:
+    those of the first file replace them, and mappings are merged.
+
     Raises:
-        ValueError: for a file that can not be read, or holds anything else.
+        ValueError: for a file that cannot be read or holds anything else, and for files that are bases of each other.
     """
-    path = Path(path).expanduser()
+    options: dict[str, Any] = {}
+    file: Path | None = Path(path).expanduser()
+    files: list[Path] = []
+    while file is not None:
+        values = _read_mapping(file)
+        if file.resolve() in files:
+            raise ValueError(f"{path} cannot be read: its base files lead back to {file}.")
+        files.append(file.resolve())
+        base = values.pop("base", None)
+        options = merge_options(values, options)
+        file = None if base is None else file.parent / Path(str(base)).expanduser()
+    return options
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} can not be read: {error}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} has to hold names of options and their values.")
-    return values
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict | None):
+        raise ValueError(f"{path} must hold names of options and their values.")
+    return values or {}
 
 
 def merge_options(options: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,7 +84,7 @@ def merge_options(options: Mapping[str, Any], overrides: Mapping[str, Any]) -> d
 
 
 def words_of_options(options: Mapping[str, Any]) -> list[str]:
-    """Options as one would type them. Those without a value, and empty lists, are left out."""
+    """Options as typed on a command line. Options without a value, and empty lists, are left out."""
 
     def word(value):
         # To YAML, yes and no are booleans; here they are choices of an option, and good for boolean ones too.
@@ -72,12 +97,3 @@ def words_of_options(options: Mapping[str, Any]) -> list[str]:
         if value is not None and value != []:
             words += [f"--{name}", *map(word, value if isinstance(value, list) else [value])]
     return words
-
-
-__all__ = [
-    "HubArguments",
-    "ModelArguments",
-    "merge_options",
-    "read_options",
-    "words_of_options",
-]

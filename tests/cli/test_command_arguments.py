@@ -4,22 +4,20 @@
 import dataclasses
 import inspect
 import json
-import runpy
-from pathlib import Path
 
 import pytest
 
 from unept_hf.arguments import merge_options, read_options, words_of_options
 from unept_hf.data.segmentation_datasets import load_segmentation_dataset
 from unept_hf.evaluation.arguments import EvaluationDataArguments
+from unept_hf.training.arguments import TrainingDataArguments
 
 
 def test_options_of_data_are_those_of_the_function():
     """The command and the trainer, which has splits of its own, can say what load_segmentation_dataset takes."""
-    trainer = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "run_semantic_segmentation.py"))
     function = set(inspect.signature(load_segmentation_dataset).parameters)
     names = {"dataset_name", "data_dir", "image_dir", "label_dir", "label_suffix", "class_list"}
-    for arguments in (EvaluationDataArguments, trainer["DataArguments"]):
+    for arguments in (EvaluationDataArguments, TrainingDataArguments):
         fields = {field.name: field for field in dataclasses.fields(arguments)}
         assert names <= fields.keys() & function
         assert "camvid" in fields["dataset_name"].metadata["help"]
@@ -49,10 +47,34 @@ def test_file_without_options(tmp_path):
     assert read_options(file) == {}
     for text in ("[1, 2]", "flip"):
         file.write_text(text)
-        with pytest.raises(ValueError, match=r"options\.yaml has to hold names of options"):
+        with pytest.raises(ValueError, match=r"options\.yaml must hold names of options"):
             read_options(file)
-    with pytest.raises(ValueError, match=r"missing\.yaml can not be read"):
+    with pytest.raises(ValueError, match=r"missing\.yaml cannot be read"):
         read_options(tmp_path / "missing.yaml")
+
+
+def test_options_of_base_files(tmp_path):
+    """Relative to the file that names them; a mapping is merged, and null takes an option away."""
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "all.json").write_text('{"seed": 1, "scales": [1, 2], "config": {"a": {"b": 1, "c": 2}}}')
+    (tmp_path / "shared" / "some.yaml").write_text("base: all.json\nseed: 2\nflip: true\n")
+    file = tmp_path / "options.yaml"
+    file.write_text("base: shared/some.yaml\nscales: [3]\nflip: null\nconfig: {a: {c: 3}}\n")
+    assert read_options(file) == {"seed": 2, "scales": [3], "flip": None, "config": {"a": {"b": 1, "c": 3}}}
+
+
+@pytest.mark.parametrize("base", ["options.yaml", "other.yaml"])
+def test_base_files_in_a_circle(base, tmp_path):
+    (tmp_path / "options.yaml").write_text(f"base: {base}\nseed: 1\n")
+    (tmp_path / "other.yaml").write_text(f"base: ../{tmp_path.name}/options.yaml\n")
+    with pytest.raises(ValueError, match=r"options\.yaml cannot be read: its base files lead back to .*options\.yaml"):
+        read_options(tmp_path / "options.yaml")
+
+
+def test_a_missing_base_file(tmp_path):
+    (tmp_path / "options.yaml").write_text("base: nowhere.yaml\n")
+    with pytest.raises(ValueError, match=r"nowhere\.yaml cannot be read"):
+        read_options(tmp_path / "options.yaml")
 
 
 def test_file_in_the_home_folder(tmp_path, monkeypatch):

@@ -1,5 +1,5 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""Paths as users write them: `~` is the home folder everywhere, and files that macOS adds are no files of theirs."""
+"""Paths as users write them: `~` is the home folder everywhere, and files that macOS adds are not files of theirs."""
 
 import json
 import shutil
@@ -14,16 +14,16 @@ import pytest
 import unept_hf.export.graphs
 from unept_hf import SYNTHETIC_SCENES
 from unept_hf.arguments import read_options
-from unept_hf.cli import main as cli
-from unept_hf.cli.main import files_below, main
+from unept_hf.cli import main
+from unept_hf.cli.segment import files_below, find_images
 from unept_hf.data import class_lists
 from unept_hf.data.folder_layouts import image_folder_files
 from unept_hf.data.segmentation_datasets import load_segmentation_dataset
-from unept_hf.evaluation.evaluate import save_results
-from unept_hf.export.hub import export
-from unept_hf.files import atomic_directory, remove_leftovers
+from unept_hf.evaluation.report import save_results
+from unept_hf.export.hub import save_for_hub
+from unept_hf.files import atomic_directory, atomic_file, remove_leftovers
 from unept_hf.inference.loading import load_model_and_processor
-from unept_hf.model.image_processing_pil_unept import open_image
+from unept_hf.model.image_reading import open_image
 from unept_hf.synthetic.scenes import SYNTHETIC_CLASSES, synthetic_scene
 from unept_hf.training.checkpoints import commit_checkpoint, read_checkpoint, start_checkpoint
 from unept_hf.visualization import figures as visualization
@@ -31,7 +31,7 @@ from unept_hf.visualization import figures as visualization
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A home folder with a model and a small data set. The current folder is empty, and has to stay so."""
+    """A home folder with a model and a small data set. The current folder is empty, and must stay empty."""
     home, current = tmp_path / "home", tmp_path / "current"
     for folder in (current, home / "mine/images", home / "mine/masks"):
         folder.mkdir(parents=True)
@@ -104,20 +104,20 @@ def test_functions_that_read(home):
 
 def test_functions_that_write(home, monkeypatch):
     model, processor = load_model_and_processor(SYNTHETIC_SCENES)
-    assert export(model, processor, "~/exported", example_image="~/mine/images/0.png") == home / "exported"
+    assert save_for_hub(model, processor, "~/exported", example_image="~/mine/images/0.png") == home / "exported"
     assert (home / "exported/example.jpg").is_file()
     with atomic_directory("~/new") as folder:
         (folder / "config.json").write_text("{}")
     (home / ".new.killed").mkdir()
     remove_leftovers("~/new")
     assert (home / "new/config.json").is_file() and not (home / ".new.killed").exists()
-    with unept_hf.export.graphs._written_whole("~/deep/model.onnx", ".onnx") as file:
+    with atomic_file("~/deep/model.onnx") as file:
         file.write_bytes(b"1")
     assert (home / "deep/model.onnx").read_bytes() == b"1"
 
-    monkeypatch.setattr("unept_hf.evaluation.evaluate.results_table", lambda results: "table")
+    monkeypatch.setattr("unept_hf.evaluation.report.results_table", lambda results: "table")
     figure = SimpleNamespace(savefig=lambda file, dpi: Path(file).write_bytes(b"picture"))
-    monkeypatch.setattr("unept_hf.evaluation.evaluate.results_figure", lambda results, class_list: figure)
+    monkeypatch.setattr("unept_hf.evaluation.report.results_figure", lambda results, class_list: figure)
     save_results({"mean_iou": 0.5}, None, "~/results")
     assert sorted(file.name for file in (home / "results").iterdir()) == ["results.json", "results.md", "results.png"]
 
@@ -181,7 +181,7 @@ def test_companions_of_images_and_masks(home):
     beside(*(home / "mine/images").iterdir(), *(home / "mine/masks").iterdir())
     assert image_folder_files(home / "mine", "train").names == ["0", "1"]
     assert sorted(file.name for file in files_below(home / "mine/images")) == ["0.png", "1.png"]
-    assert [name for name, _ in cli.find_images([str(home / "mine/images")], home / "out")[0]] == [
+    assert [name for name, _ in find_images([str(home / "mine/images")], home / "out")[0]] == [
         str(home / f"mine/images/{index}.png") for index in range(2)
     ]
 
@@ -216,7 +216,7 @@ def test_companions_in_the_folder_of_a_model(home):
 
 
 def test_companions_of_exported_files(home):
-    with unept_hf.export.graphs._written_whole(home / "model.onnx", ".onnx") as file:
+    with atomic_file(home / "model.onnx") as file:
         file.write_bytes(b"1")
         beside(file)
     assert (home / "model.onnx").read_bytes() == b"1"

@@ -28,10 +28,9 @@ import pytest
 import torch
 from PIL import Image
 
-from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor
-from unept_hf.cli import main as cli
+from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor, cli
 from unept_hf.data.class_lists import load_class_list
-from unept_hf.export.hub import export
+from unept_hf.export.hub import save_for_hub
 from unept_hf.synthetic.scenes import synthetic_scene
 
 
@@ -100,7 +99,7 @@ def prepare(folder: Path) -> dict:
         id2label=classes.id2label,
         label2id=classes.label2id,
     ).eval()
-    export(model, UneptImageProcessor(size={"shortest_edge": 128, "longest_edge": 512}), folder / "my-model")
+    save_for_hub(model, UneptImageProcessor(size={"shortest_edge": 128, "longest_edge": 512}), folder / "my-model")
     (folder / "quickstart_output").mkdir()
     shutil.copytree(folder / "my-model", folder / "quickstart_output" / "model")
     image, labels = synthetic_scene(0, size=(96, 128))
@@ -304,7 +303,7 @@ def script_and_options(words: list[str], folder: Path = ROOT) -> "tuple[str, lis
         return "unept-hf", words[1:]
     if words[:1] and words[0] in ("python", "accelerate", "torchrun"):
         for index, word in enumerate(words):
-            if word == "unept_hf" and words[index - 1] == "-m":
+            if word in ("unept_hf", "unept_hf.cli") and words[index - 1] == "-m":
                 return "unept-hf", words[index + 1 :]
             if word.endswith(".py"):
                 is_here = (folder / word).is_file() and not (ROOT / word).is_file()
@@ -388,8 +387,8 @@ def test_wrong_commands_are_found():
 def test_examples_of_the_command():
     lines = [
         line.partition("   ")[0].strip()
-        for text in cli.EXAMPLES.values()
-        for line in text.splitlines()
+        for command in cli.COMMANDS
+        for line in command.EXAMPLES.splitlines()
         if "unept" in line
     ]
     assert len(lines) > 10

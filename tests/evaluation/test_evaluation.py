@@ -1,13 +1,11 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """Evaluation in one process and in two, against a plain loop, and the report."""
 
-import importlib.util
 import json
 import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -18,22 +16,18 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 from spread_models import synthetic_scenes_model
 
 from unept_hf import UneptImageProcessor
+from unept_hf.cli import main
 from unept_hf.data.class_lists import class_list_from_data
 from unept_hf.data.segmentation_datasets import load_segmentation_dataset
-from unept_hf.evaluation import evaluate as evaluation
-from unept_hf.evaluation.evaluate import (
-    evaluate_and_report,
-    evaluate_model,
-    results_figure,
-    results_table,
-    save_results,
-)
+from unept_hf.evaluation import report
+from unept_hf.evaluation.arguments import EvaluationArguments, EvaluationDataArguments
+from unept_hf.evaluation.evaluate import evaluate_model
 from unept_hf.evaluation.metrics import boundary_f_scores, scores_from_confusion_matrix, trimap_confusion_matrices
+from unept_hf.evaluation.report import evaluate_and_report, results_figure, results_table, save_results
 from unept_hf.inference.segment import segment
 from unept_hf.synthetic.scenes import SYNTHETIC_CLASSES
 
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "evaluate_semantic_segmentation.py"
 IMAGES = 5
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="the name of the loopback interface, for gloo")
 SLIDE = {"mode": "slide", "crop_size": 64, "stride": 32, "scales": (0.5, 1.0), "flip": True}
@@ -150,8 +144,6 @@ def test_errors(model, processor, data):
         evaluate_model(model, processor, dataset, class_list_from_data(["a", "b"], "two"))
     with pytest.raises(ValueError, match="There are no images"):
         evaluate_model(model, processor, dataset.select([]), class_list, progress=False)
-    with pytest.raises(ValueError, match="refine_boundaries has to be"):
-        evaluate_model(model, processor, dataset, class_list, refine_boundaries="yes")
     broken = datasets.Dataset.from_dict({"image": [{"path": "no/such.png", "bytes": None}], "label": [None]})
     with pytest.raises(ValueError, match=r"no/such\.png"):
         evaluate_model(model, processor, broken, class_list, progress=False)
@@ -265,7 +257,6 @@ def folders(model, processor, data, tmp_path_factory):
 
 # Run by two processes, which get three and two of five images, one and none of one, ...
 PROCESSES_SCRIPT = """
-import importlib.util
 import json
 import sys
 
@@ -274,7 +265,7 @@ from accelerate import Accelerator
 from torch.distributed.fsdp import fully_shard
 
 from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor
-
+from unept_hf.cli import main
 from unept_hf.evaluation import evaluate as evaluation
 from unept_hf.data.segmentation_datasets import load_segmentation_dataset
 from unept_hf.evaluation.evaluate import evaluate_model
@@ -303,22 +294,19 @@ sharded = UneptForSemanticSegmentation.from_pretrained(folder + "/model")
 for layer in [*sharded.model.encoder_layers, *sharded.model.decoder_layers]:
     fully_shard(layer)
 fully_shard(sharded)
-evaluation.is_sharded = lambda accelerator: True
+evaluation._is_sharded = lambda accelerator: True
 results["sharded"] = evaluate_model(sharded, processor, dataset, class_list, batch_size=1, **options)
 results["sharded_one"] = evaluate_model(sharded, processor, dataset, class_list, max_images=1, **options)
 with open(f"{folder}/results-{accelerator.process_index}.json", "w") as file:
     json.dump(results, file)
 
-spec = importlib.util.spec_from_file_location("example", sys.argv[2])
-example = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(example)
-example.main([folder + "/evaluation.yaml"])
+assert main(["evaluate", folder + "/evaluation.yaml"]) == 0
 """
 
 
 @pytest.fixture(scope="module")
 def two_processes(folders):
-    """What two processes wrote and printed: the results of each, and those of the example."""
+    """What two processes wrote and printed: the results of each, and those of the command."""
     (folders / "script.py").write_text(PROCESSES_SCRIPT)
     options = {
         "model_name_or_path": str(folders / "model"),
@@ -333,7 +321,7 @@ def two_processes(folders):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
     result = subprocess.run(
-        [*command, "script.py", str(folders), str(EXAMPLE)],
+        [*command, "script.py", str(folders)],
         cwd=folders,
         env=environment,
         capture_output=True,
@@ -363,7 +351,7 @@ def test_two_processes_give_the_metrics_of_one(model, processor, data, two_proce
 
 
 @linux_only
-def test_example_with_two_processes(model, processor, data, folders, two_processes):
+def test_command_with_two_processes(model, processor, data, folders, two_processes):
     assert two_processes[1].count("| mean_iou |") == 1  # from the main process alone
     expected = evaluate_model(model, processor, *data, refine_boundaries="both", progress=False)
     assert_same(json.loads((folders / "results" / "results.json").read_text()), expected)
@@ -371,38 +359,35 @@ def test_example_with_two_processes(model, processor, data, folders, two_process
 
 
 @pytest.mark.parametrize(("written", "used"), [("yes", True), ("no", False), ("true", True)])
-def test_example_with_options_after_the_file(folders, tmp_path, monkeypatch, written, used):
-    spec = importlib.util.spec_from_file_location("example", EXAMPLE)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+def test_command_with_options_after_the_file(folders, tmp_path, monkeypatch, written, used):
     calls = {}
 
     def load(**options):
         calls["data"] = options
         return None, None
 
-    def evaluate(*args, **options):
-        calls["evaluation"] = options
+    def evaluate(model, processor, dataset, class_list, options, refine_boundaries, **kwargs):
+        calls["options"], calls["refine_boundaries"] = options, refine_boundaries
         return {}
 
-    monkeypatch.setattr(evaluation, "load_segmentation_dataset", load)
-    monkeypatch.setattr(evaluation, "evaluate_model", evaluate)
-    monkeypatch.setattr(evaluation, "save_results", lambda *args: None)
-    monkeypatch.setattr(evaluation, "results_table", lambda *args: "")
+    monkeypatch.setattr(report, "load_segmentation_dataset", load)
+    monkeypatch.setattr(report, "evaluate_model", evaluate)
+    monkeypatch.setattr(report, "save_results", lambda *args: None)
+    monkeypatch.setattr(report, "results_table", lambda *args: "")
     file = tmp_path / "evaluation.yaml"
     file.write_text(
         f"model_name_or_path: {folders / 'model'}\ndataset_name: synthetic\nrefine_boundaries: {written}\n"
         "flip: yes\nscales: [0.5, 1]\nbatch_size: 2\nnum_synthetic_scenes: 7\nsynthetic_scene_size: 64\n"
     )
     try:
-        example.main([str(file), "--batch_size", "3", "--scales", "2", "--dataset_config_name", "full"])
+        main(["evaluate", str(file), "--batch_size", "3", "--scales", "2", "--dataset_config_name", "full"])
         with pytest.raises(SystemExit):
-            example.main([str(file), "--mode", "half"])
+            main(["evaluate", str(file), "--mode", "half"])
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
-    options = calls["evaluation"]
-    assert options["refine_boundaries"] is used and options["flip"] is True
-    assert options["batch_size"] == 3 and options["scales"] == [2.0]
+    options = calls["options"]
+    assert calls["refine_boundaries"] is used and options.flip is True
+    assert options.batch_size == 3 and options.scales == [2.0]
     data = calls["data"]
     assert (data["num_synthetic_scenes"], data["synthetic_scene_size"], data["dataset_config_name"]) == (7, 64, "full")
 
@@ -413,8 +398,8 @@ def test_a_share_that_a_training_has_held_out(model, processor, data, tmp_path):
     dataset.save_to_disk(tmp_path / "data")
     (tmp_path / "classes.json").write_text(json.dumps(list(class_list.label2id)))
     source = {"dataset_name": str(tmp_path / "data"), "class_list": str(tmp_path / "classes.json")}
-    arguments = evaluation.DataArguments(**source, eval_fraction=0.4, seed=5)
-    options = evaluation.EvaluationArguments(output_dir=str(tmp_path / "results"), num_samples=9)
+    arguments = EvaluationDataArguments(**source, eval_fraction=0.4, seed=5)
+    options = EvaluationArguments(output_dir=str(tmp_path / "results"), num_samples=9)
     results = evaluate_and_report(model, processor, arguments, options, "a model", progress=False)
     expected = dataset.train_test_split(0.4, seed=5)["test"]
     numbers_of = [name.removeprefix("validation-") for name in expected["name"]]
@@ -422,16 +407,13 @@ def test_a_share_that_a_training_has_held_out(model, processor, data, tmp_path):
     assert len(expected) == 2
     assert_same(results, evaluate_model(model, processor, expected, class_list, progress=False))
     assert json.loads((tmp_path / "results" / "results.json").read_text())["model"] == "a model"
-    assert (arguments.split, evaluation.DataArguments(**source).split) == ("train", "validation")
-    for wrong, message in (({"eval_fraction": 1.0}, "has to lie in"), ({"streaming": True}, "can not split a stream")):
+    assert (arguments.split, EvaluationDataArguments(**source).split) == ("train", "validation")
+    for wrong, message in (({"eval_fraction": 1.0}, "got 1.0"), ({"streaming": True}, "cannot split a stream")):
         with pytest.raises(ValueError, match=message):
-            evaluation.DataArguments(**{**source, "eval_fraction": 0.4, **wrong})
+            EvaluationDataArguments(**{**source, "eval_fraction": 0.4, **wrong})
 
 
-def test_example_on_the_command_line(folders, tmp_path):
-    spec = importlib.util.spec_from_file_location("example", EXAMPLE)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+def test_command_line(folders, tmp_path):
     arguments = [
         *("--model_name_or_path", folders / "model", "--dataset_name", "synthetic", "--max_images", "1"),
         *("--num_synthetic_scenes", "2", "--synthetic_scene_size", "96"),
@@ -439,7 +421,7 @@ def test_example_on_the_command_line(folders, tmp_path):
         *("--do_resize", "False", "--no_boundary_metrics", "--output_dir", tmp_path / "results"),
     ]
     try:
-        example.main([str(argument) for argument in arguments])
+        main(["evaluate", *map(str, arguments)])
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     saved = json.loads((tmp_path / "results" / "results.json").read_text())

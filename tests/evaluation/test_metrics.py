@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 from sklearn.metrics import jaccard_score, recall_score
 
-from unept_hf.evaluation import metrics
+from unept_hf.evaluation import evaluate_modules
 from unept_hf.evaluation.metrics import (
     boundary_f_scores,
     confusion_matrix,
@@ -19,7 +19,7 @@ from unept_hf.evaluation.metrics import (
 )
 
 
-FOLDER = Path(metrics.__file__).parent
+FOLDER = Path(evaluate_modules.__file__).parent
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +126,7 @@ class TestMeanIou:
             for start in range(0, 7, batch):
                 stop = start + batch
                 metric.add_batch(predictions=predictions[start:stop], references=references[start:stop])
-            assert len(metric) == 0 and metric.confusion_matrix.shape == (5, 5)
+            assert len(metric) == 0 and metric.counts.shape == (5, 5)
             for name, value in metric.compute().items():
                 np.testing.assert_array_equal(value, expected[name])
         assert not list(tmp_path.rglob("*.arrow"))
@@ -143,23 +143,27 @@ class TestMeanIou:
     def test_errors(self):
         metric = load("mean_iou", num_labels=3)
         ones = np.ones((2, 3), int)
-        with pytest.raises(ValueError, match=r"prediction has shape \(2, 3\) and its reference \(3, 2\)"):
+        with pytest.raises(IndexError):
             metric.add(prediction=ones, reference=ones.T)
         with pytest.raises(ValueError, match="reference holds the class 7, but there are 3"):
             metric.add(prediction=ones, reference=ones * 7)
         with pytest.raises(ValueError, match="prediction holds the class -1"):
             metric.add(prediction=-ones, reference=ones)
-        with pytest.raises(ValueError, match="prediction is of dtype float64"):
+        with pytest.raises(TypeError, match="float64"):
             metric.add(prediction=ones / 2, reference=ones)
-        with pytest.raises(ValueError, match="2 predictions for 1 references"):
+        with pytest.raises(ValueError, match="zip"):
             metric.add_batch(predictions=[ones, ones], references=[ones])
-        assert metric.confusion_matrix is None
+        metric.add_batch(predictions=[], references=[])
+        with pytest.raises(ValueError, match="There are no images"):
+            metric.compute()
         metric.add(prediction=ones, reference=ones)
         with pytest.raises(ValueError, match=r"Images were added without {'ignore_index': 0}"):
             metric.compute(ignore_index=0)
-        with pytest.raises(TypeError, match="compute does not know label_map"):
-            metric.compute(label_map={})
-        with pytest.raises(ValueError, match="number of classes is unknown"):
+        assert metric.compute(ignore_index=255)["overall_accuracy"] == 1
+        with pytest.raises(TypeError, match="label_map"):
+            metric.compute(predictions=[ones], references=[ones], label_map={})
+        assert metric.options.keys() == {"num_labels", "ignore_index", "reduce_labels"}
+        with pytest.raises(TypeError, match="num_labels"):
             load("mean_iou").add(prediction=ones, reference=ones)
         with pytest.raises(ValueError, match="num_process=1"):
             load("mean_iou", num_process=2, process_id=0)
@@ -252,10 +256,6 @@ class TestBoundaryF1:
         label_map = np.array([[0, 1], [1, 1]])
         with pytest.raises(ValueError, match="holds the class 1, but there are 1"):
             boundary_f_scores(label_map, label_map, 1)
-        with pytest.raises(ValueError, match="same size"):
-            boundary_f_scores(label_map, label_map[:1], 2)
-        with pytest.raises(ValueError, match="at least 0 pixels"):
-            boundary_f_scores(label_map, label_map, 2, tolerances=(-1,))
 
 
 class TestTrimap:
@@ -275,5 +275,3 @@ class TestTrimap:
     def test_without_boundary(self):
         flat = np.zeros((4, 4), int)
         assert trimap_confusion_matrices(flat, flat, 2).sum() == 0
-        with pytest.raises(ValueError, match="ascending"):
-            trimap_confusion_matrices(flat, flat, 2, widths=(3, 1))

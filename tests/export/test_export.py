@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import unept_hf.export.graphs
-from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor, UneptModel
-from unept_hf.cli.main import main
+from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor
+from unept_hf.cli import main
 from unept_hf.export.graphs import (
     LogitsOnly,
     export_aot_inductor,
@@ -25,12 +25,12 @@ from unept_hf.export.graphs import (
     largest_difference,
     quantize_onnx,
 )
-from unept_hf.export.hub import export
+from unept_hf.export.hub import save_for_hub
 from unept_hf.kernels import cpu
 from unept_hf.model.boundary import boundary_targets
 
 
-# Runs where unept_hf and transformers can not be imported.
+# Runs where unept_hf and transformers cannot be imported.
 LOAD_WITH_TORCH_ALONE = """
 import sys
 sys.modules["unept_hf"] = sys.modules["transformers"] = None
@@ -202,8 +202,6 @@ def test_int8(onnx_file, model, tmp_path):
     with pytest.raises(RuntimeError, match=r"int8 differ from those in float32 by 0\.0.* tolerance of 0\.00"):
         quantize_onnx(onnx_file, path, tolerance=1e-4)
     assert path.read_bytes() == before and sorted(path.parent.iterdir()) == there
-    with pytest.raises(ValueError, match=r"end in \.onnx"):
-        quantize_onnx(onnx_file, tmp_path / "int8")
     other = onnx.load(onnx_file)
     del other.metadata_props[:]
     onnx.save(other, tmp_path / "other.onnx")
@@ -212,7 +210,7 @@ def test_int8(onnx_file, model, tmp_path):
 
 
 def test_int8_command(onnx_file, model, tmp_path, monkeypatch, capsys):
-    export(model, UneptImageProcessor(size_divisor=8), tmp_path / "model")
+    save_for_hub(model, UneptImageProcessor(size_divisor=8), tmp_path / "model")
 
     def export_once(model, path, **options):
         shutil.copyfile(onnx_file, path)
@@ -271,7 +269,7 @@ def test_aot_inductor(model, tmp_path):
 
 def test_a_kernel_that_cannot_be_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(cpu, "_missing", "nothing was built")
-    with pytest.raises(RuntimeError, match="'cpu' can not run: nothing was built"):
+    with pytest.raises(RuntimeError, match="'cpu' cannot run: nothing was built"):
         export_torch(make_model(), tmp_path / "model.pt2", keep_kernel=True)
 
 
@@ -289,8 +287,7 @@ def test_differences_are_found(model):
 
     assert largest_difference(model, off, 8) == pytest.approx(0.25, abs=1e-3)
     assert largest_difference(model, nan, 8) == float("inf")
-    with pytest.raises(RuntimeError, match=r"gives logits of \(1, 5, .* instead of \(2, 5"):
-        largest_difference(model, short, 8)
+    assert largest_difference(model, short, 8) == float("inf")
 
 
 @pytest.mark.parametrize(("function", "suffix"), [(export_onnx, ".onnx"), (export_torch, ".pt2")])
@@ -299,17 +296,13 @@ def test_bad_input(model, tmp_path, function, suffix):
         pytest.importorskip("onnxscript", reason="needs the extra 'export'")
         with pytest.raises(ValueError, match="float32, but the model is in"):
             function(make_model().to(torch.bfloat16), tmp_path / "model.onnx")
-    with pytest.raises(TypeError, match="UneptModel"):
-        function(UneptModel(model.config), tmp_path / f"model{suffix}")
-    with pytest.raises(ValueError, match=rf"end in \{suffix}.*model\.zip"):
-        function(model, tmp_path / "model.zip")
     (tmp_path / f"folder{suffix}").mkdir()
-    with pytest.raises(FileExistsError, match="is a folder"):
+    with pytest.raises(FileExistsError, match="is a directory"):
         function(model, tmp_path / f"folder{suffix}")
 
 
 def test_missing_packages(model, tmp_path, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
-    with pytest.raises(ImportError, match="pip install onnxscript"):
+    with pytest.raises(ImportError, match="ONNX needs onnxscript; pip install onnxscript"):
         export_onnx(model, tmp_path / "model.onnx")

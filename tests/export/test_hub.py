@@ -14,13 +14,13 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
-from transformers.dynamic_module_utils import get_imports, get_relative_imports
+from transformers.dynamic_module_utils import get_imports, get_relative_import_files, get_relative_imports
 
-from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor, UneptImageProcessorPil, UneptModel
-from unept_hf.export.hub import export, source_files
+from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor, UneptImageProcessorPil
+from unept_hf.export.hub import save_for_hub, source_files
 
 
-# What a user of an exported model has to install. edt is not among it: only training needs it.
+# Packages that a user of an exported model must install. edt is not among them: only training needs it.
 RUNTIME_PACKAGES = {"PIL", "huggingface_hub", "numpy", "safetensors", "timm", "torch", "torchvision", "transformers"}
 
 # Run beside the exported folder "model", with nothing of unept_hf and without edt.
@@ -108,7 +108,7 @@ def image_processor():
 
 @pytest.mark.floor
 def test_loads_without_the_package(model, image_processor, tmp_path):
-    export(model, image_processor, tmp_path / "model")
+    save_for_hub(model, image_processor, tmp_path / "model")
     Image.radial_gradient("L").resize((70, 50)).save(tmp_path / "image.jpg")
     pixel_values = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -125,11 +125,11 @@ def test_loads_without_the_package(model, image_processor, tmp_path):
 
 
 def test_loads_as_the_classes_of_the_package_where_that_is_imported(model, image_processor, tmp_path):
-    folder = export(model, image_processor, tmp_path / "model")
+    folder = save_for_hub(model, image_processor, tmp_path / "model")
     loaded = AutoModelForSemanticSegmentation.from_pretrained(folder)
     loaded_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     assert type(loaded) is UneptForSemanticSegmentation and type(loaded_processor) is UneptImageProcessorPil
-    again = export(loaded, loaded_processor, tmp_path / "again")
+    again = save_for_hub(loaded, loaded_processor, tmp_path / "again")
     assert (folder / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
     for name in ("config.json", "preprocessor_config.json"):
         auto_maps = [json.loads((written / name).read_text())["auto_map"] for written in (folder, again)]
@@ -143,6 +143,14 @@ def relative_imports(file: Path) -> set[str]:
     for node in imports:
         assert node.level == 1 and node.module and "." not in node.module, f"{file.name}, line {node.lineno}: not flat"
     return {node.module for node in imports}
+
+
+def test_the_folder_of_the_model_is_the_list_of_source_files():
+    """transformers looks for the files of the Auto classes and all their imports: no more, no less."""
+    entries = {"configuration_unept", "modeling_unept", "image_processing_unept", "image_processing_pil_unept"}
+    files = {file.stem: file for file in source_files()}
+    imported = {Path(file).stem for entry in entries for file in get_relative_import_files(files[entry])}
+    assert files.keys() == entries | imported
 
 
 def test_source_files_are_closed_under_imports():
@@ -159,7 +167,7 @@ def test_source_files_need_runtime_packages_only(file):
 
 
 def test_content(model, image_processor, tmp_path):
-    folder = export(model, image_processor, tmp_path / "deep" / "model")
+    folder = save_for_hub(model, image_processor, tmp_path / "deep" / "model")
     assert folder == tmp_path / "deep" / "model"
     files = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
     assert set(os.listdir(folder)) == files | {file.name for file in source_files()}
@@ -192,7 +200,7 @@ def test_content(model, image_processor, tmp_path):
 def test_both_backends_export_the_same(model, image_processor, tmp_path):
     configs = []
     for processor in (image_processor, UneptImageProcessorPil(size=image_processor.size)):
-        folder = export(model, processor, tmp_path / type(processor).__name__)
+        folder = save_for_hub(model, processor, tmp_path / type(processor).__name__)
         configs.append(json.loads((folder / "preprocessor_config.json").read_text()))
         configs[-1].pop("image_processor_type")
     assert configs[0] == configs[1]
@@ -205,7 +213,7 @@ def test_save_pretrained_stays_plain(model, tmp_path):
 
 
 def test_save_pretrained_of_what_was_loaded_from_an_export_stays_plain(model, image_processor, tmp_path):
-    folder = export(model, image_processor, tmp_path / "model")
+    folder = save_for_hub(model, image_processor, tmp_path / "model")
     for backend in ("torchvision", "pil"):
         AutoImageProcessor.from_pretrained(folder, backend=backend).save_pretrained(tmp_path / backend)
         assert os.listdir(tmp_path / backend) == ["preprocessor_config.json"]
@@ -214,12 +222,12 @@ def test_save_pretrained_of_what_was_loaded_from_an_export_stays_plain(model, im
 
 
 def test_overwrite_replaces_everything(model, image_processor, tmp_path):
-    folder = export(model, image_processor, tmp_path / "model")
+    folder = save_for_hub(model, image_processor, tmp_path / "model")
     (folder / "stale.py").touch()
     with pytest.raises(FileExistsError, match="overwrite=True"):
-        export(model, image_processor, folder)
+        save_for_hub(model, image_processor, folder)
     image_processor.size = {"shortest_edge": 64}
-    export(model, image_processor, folder, overwrite=True)
+    save_for_hub(model, image_processor, folder, overwrite=True)
     assert not (folder / "stale.py").exists()
     assert json.loads((folder / "preprocessor_config.json").read_text())["size"] == {"shortest_edge": 64}
     assert os.listdir(tmp_path) == ["model"]
@@ -228,7 +236,7 @@ def test_overwrite_replaces_everything(model, image_processor, tmp_path):
 def test_an_empty_folder_and_a_link_are_filled(model, image_processor, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "link").symlink_to("model")
-    assert export(model, image_processor, tmp_path / "link") == tmp_path / "model"
+    assert save_for_hub(model, image_processor, tmp_path / "link") == tmp_path / "model"
     assert (tmp_path / "link" / "config.json").is_file()
 
 
@@ -236,7 +244,7 @@ def test_an_empty_folder_and_a_link_are_filled(model, image_processor, tmp_path)
 def test_a_failed_export_changes_nothing(model, image_processor, tmp_path, monkeypatch, overwrite):
     folder = tmp_path / "model"
     if overwrite:
-        export(model, image_processor, folder)
+        save_for_hub(model, image_processor, folder)
     before = {file.name: file.read_bytes() for file in tmp_path.glob("model/*")}
 
     def fail(directory):
@@ -246,13 +254,13 @@ def test_a_failed_export_changes_nothing(model, image_processor, tmp_path, monke
 
     monkeypatch.setattr(image_processor, "save_pretrained", fail)
     with pytest.raises(OSError, match="No space left"):
-        export(model, image_processor, folder, overwrite=overwrite)
+        save_for_hub(model, image_processor, folder, overwrite=overwrite)
     assert {file.name: file.read_bytes() for file in tmp_path.glob("model/*")} == before
     assert os.listdir(tmp_path) == ["model"] * overwrite
 
 
 def test_a_failed_rename_restores_the_old_folder(model, image_processor, tmp_path, monkeypatch):
-    folder = export(model, image_processor, tmp_path / "model")
+    folder = save_for_hub(model, image_processor, tmp_path / "model")
     (folder / "old.txt").touch()
     rename = Path.rename
 
@@ -263,7 +271,7 @@ def test_a_failed_rename_restores_the_old_folder(model, image_processor, tmp_pat
 
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OSError, match="denied"):
-        export(model, image_processor, folder, overwrite=True)
+        save_for_hub(model, image_processor, folder, overwrite=True)
     assert (folder / "old.txt").is_file() and os.listdir(tmp_path) == ["model"]
 
 
@@ -273,22 +281,18 @@ def test_folders_that_are_no_export_are_kept(model, image_processor, tmp_path, m
     (tmp_path / "clone" / ".git").mkdir(parents=True)
     (tmp_path / "clone" / "config.json").touch()
     for name in ("notes", "clone"):
-        with pytest.raises(FileExistsError, match="holds more than a model"):
-            export(model, image_processor, tmp_path / name, overwrite=True)
+        with pytest.raises(FileExistsError, match="is not a model directory"):
+            save_for_hub(model, image_processor, tmp_path / name, overwrite=True)
     with pytest.raises(FileExistsError, match="is a file"):
-        export(model, image_processor, tmp_path / "notes" / "notes.txt", overwrite=True)
+        save_for_hub(model, image_processor, tmp_path / "notes" / "notes.txt", overwrite=True)
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
-    with pytest.raises(FileExistsError, match="current folder"):
-        export(model, image_processor, ".")
+    with pytest.raises(FileExistsError, match="current directory"):
+        save_for_hub(model, image_processor, ".")
     assert sorted(os.listdir(tmp_path)) == ["clone", "empty", "notes"]
 
 
-def test_arguments_that_do_not_fit(model, image_processor, tmp_path):
-    with pytest.raises(TypeError, match="UneptForSemanticSegmentation, got UneptModel"):
-        export(UneptModel(model.config), image_processor, tmp_path / "model")
-    with pytest.raises(TypeError, match="UneptImageProcessorPil, got NoneType"):
-        export(model, None, tmp_path / "model")
+def test_a_processor_that_does_not_fit(model, image_processor, tmp_path):
     with pytest.raises(ValueError, match="set size_divisor=8"):
-        export(model, UneptImageProcessor(size_divisor=4), tmp_path / "model")
+        save_for_hub(model, UneptImageProcessor(size_divisor=4), tmp_path / "model")
     assert not os.listdir(tmp_path)

@@ -24,8 +24,11 @@ from torch.nn import functional as F
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
 from unept_hf import UneptConfig, UneptForSemanticSegmentation, UneptImageProcessor, UneptImageProcessorPil
-from unept_hf.inference import segment as inference
-from unept_hf.inference.segment import View, WindowRunner, refine, segment, segment_batch, segment_views, window_starts
+from unept_hf.inference import refine as refinement
+from unept_hf.inference.options import PredictionOptions
+from unept_hf.inference.refine import refine
+from unept_hf.inference.segment import segment, segment_batch, segment_views
+from unept_hf.inference.windows import View, WindowRunner, window_starts
 from unept_hf.model.boundary import refine_label_map
 from unept_hf.synthetic.scenes import synthetic_scene
 
@@ -120,7 +123,7 @@ class TestOriginal:
         meta, tensors, model = recorded
         # The recorded views are resized and normalised already.
         processor = UneptImageProcessor(do_resize=False, do_rescale=False, do_normalize=False)
-        runner = WindowRunner(model, processor, batch_size)
+        runner = WindowRunner(model, processor, PredictionOptions(batch_size=batch_size))
         for view in [meta["views"][index] for index in indices]:
             pixels = tensors[f"input.{view['name']}"][0]
             flip = view["flip_direction"] if view["flip"] else None
@@ -225,7 +228,7 @@ def test_every_batch_size_and_band_height_gives_the_same_bits(model, processor, 
     expected = segment(model, processor, image, batch_size=1, **kwargs)
     for batch_size, band_bytes in [(2, None), (3, None), (7, None), (64, None), (1, 1), (4, 230 * 19 * 4 * 17)]:
         if band_bytes is not None:
-            monkeypatch.setattr(inference, "BAND_BYTES", band_bytes)
+            monkeypatch.setattr(refinement, "BAND_BYTES", band_bytes)
         result = segment(model, processor, image, batch_size=batch_size, **kwargs)
         for name, value in expected.items():
             assert torch.equal(result[name], value), (name, batch_size, band_bytes)
@@ -263,7 +266,7 @@ def test_refinement_in_bands_is_that_of_the_whole(steps, monkeypatch):
     direction = torch.randint(8, (70, 50), generator=generator)
     expected = refine_label_map(label_map, probability, direction, 0.3, steps)
     for rows in (1, 7, 1000):
-        monkeypatch.setattr(inference, "BAND_BYTES", rows * 100 * 50)
+        monkeypatch.setattr(refinement, "BAND_BYTES", rows * 100 * 50)
         refined, scores = refine(
             label_map.to(torch.uint8), probability > 0.3, direction, steps, F.one_hot(label_map).permute(2, 0, 1)
         )
@@ -405,7 +408,7 @@ class TestOtherModels:
         assert slide.shape == (100, 120) and not torch.equal(slide, label_map)
 
     def test_no_boundaries_to_refine(self, segformer):
-        with pytest.raises(ValueError, match=r"SegformerForSemanticSegmentation has no boundary heads.*refine"):
+        with pytest.raises(ValueError, match=r"returns no boundary_logits.*use_boundary_heads=True"):
             segment(segformer, SegformerImageProcessor(), scene(40, 40), refine_boundaries=True)
 
     def test_model_without_logits(self, model, processor):
@@ -448,29 +451,53 @@ def test_progress_bar(model, processor, capfd):
     [
         ({"mode": "tile"}, "'whole' or 'slide', got 'tile'"),
         ({"mode": "slide", "crop_size": 32, "stride": 64}, "stride .* leaves gaps"),
-        ({"mode": "slide", "crop_size": 36, "stride": 16}, r"crop_size \(36, 36\) has to be made of multiples of 8"),
-        ({"crop_size": 0}, "crop_size has to be"),
-        ({"crop_size": 128.0}, "crop_size has to be"),
-        ({"stride": True}, "stride has to be"),
-        ({"stride": (16, 2.5)}, "stride has to be"),
-        ({"scales": ()}, "scales has to hold"),
-        ({"scales": (1.0, -1)}, "scales has to hold"),
-        ({"scales": "large"}, "scales has to hold"),
-        ({"flip": "diagonal"}, "flip has to be"),
-        ({"flip": 1}, "flip has to be"),
-        ({"batch_size": 0}, "batch_size has to be"),
-        ({"boundary_steps": 0}, "boundary_steps has to be"),
-        ({"boundary_steps": 1.5}, "boundary_steps has to be"),
-        ({"boundary_threshold": 7}, "boundary_threshold is a probability, from 0 to 1, got 7"),
-        ({"boundary_threshold": float("nan")}, "boundary_threshold is a probability"),
-        ({"autocast": torch.int8}, "autocast has to be"),
-        ({"autocast": "float12"}, "autocast has to be"),
-        ({"target_size": (10, 0)}, "target_size has to be"),
+        ({"mode": "slide", "crop_size": 36, "stride": 16}, r"crop_size \[36, 36\] must be made of multiples of 8"),
+        ({"crop_size": 0}, "crop_size must be"),
+        ({"crop_size": 128.0}, "crop_size must be"),
+        ({"stride": True}, "stride must be"),
+        ({"stride": (16, 2.5)}, "stride must be"),
+        ({"scales": ()}, "scales must be"),
+        ({"scales": (1.0, -1)}, "scales must be"),
+        ({"flip": "diagonal"}, "flip must be"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"boundary_steps": 0}, "boundary_steps must be"),
+        ({"boundary_steps": 1.5}, "boundary_steps must be"),
+        ({"boundary_threshold": 7}, r"boundary_threshold must be a probability in \[0, 1\], got 7"),
+        ({"boundary_threshold": float("nan")}, "boundary_threshold must be"),
+        ({"autocast": torch.int8}, "autocast must be"),
+        ({"autocast": "float12"}, "autocast must be"),
+        ({"mode": "tile", "batch_size": 0}, "mode must be .*; batch_size must be"),
     ],
 )
-def test_bad_arguments(model, processor, options, message):
+def test_bad_options(model, processor, options, message):
     with pytest.raises(ValueError, match=message):
         segment(model, processor, scene(40, 40), **options)
+
+
+def test_options_are_those_of_the_words(model, processor):
+    image = scene(90, 72)
+    expected = segment(model, processor, image, **SLIDE, scales=(0.5, 1.0), flip=True, refine_boundaries=True)
+    options = PredictionOptions(**SLIDE, scales=[0.5, 1.0], flip=["horizontal"])
+    result = segment(model, processor, image, options, refine_boundaries=True)
+    assert torch.equal(result.label_map, expected.label_map)
+    assert not options.refine_boundaries  # an override is of one call
+    with pytest.raises(TypeError, match="stripe"):
+        segment(model, processor, image, options, stripe=3)
+
+
+@pytest.mark.parametrize("return_scores", [False, True])
+def test_refined_result(model, processor, return_scores):
+    """Refining a result is what segmenting with refinement does, scores and all."""
+    image, returned = scene(120, 160), {"return_boundaries": True, "return_scores": return_scores}
+    plain = segment(model, processor, image, **SLIDE, **returned)
+    before = {name: value.clone() for name, value in plain.items()}
+    options = {"refine_boundaries": True, "boundary_threshold": 0.4, "boundary_steps": 2}
+    expected = segment(model, processor, image, **SLIDE, **options, **returned)
+    result = plain.refined(0.4, 2)
+    assert result.keys() == expected.keys()
+    assert all(torch.equal(result[name], value) for name, value in expected.items())
+    assert all(torch.equal(plain[name], value) for name, value in before.items())
+    assert not torch.equal(result.label_map, plain.label_map)
 
 
 def test_bad_images(model, processor):
@@ -478,7 +505,7 @@ def test_bad_images(model, processor):
         segment(model, processor, {})
     with pytest.raises(ValueError, match="shape"):
         segment(model, processor, np.zeros((2, 3, 40, 40), np.uint8))
-    with pytest.raises(ValueError, match="There are 1 target_sizes for 2 images"):
+    with pytest.raises(ValueError, match="zip"):
         segment_batch(model, processor, [scene(40, 40)] * 2, target_sizes=[(3, 3)])
 
 

@@ -1,8 +1,8 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
-The GPU kernel: what every kernel has to pass, and what is its own.
+The GPU kernel: the tests that every kernel must pass, and its own.
 
-Triton has to be told to interpret before it is imported, so most tests run in a second process: on the GPU where there
+Triton must be told to interpret before it is imported, so most tests run in a second process: on the GPU where there
 is one, else interpreted on the CPU.
 """
 
@@ -398,7 +398,7 @@ def test_hub_kernel_loads_from_a_local_folder(hub_kernel):
     sizes = [size for shape in spatial_shapes for size in shape]
     leaves = [tensor.detach().requires_grad_() for tensor in (value, locations, weights)]
     torch.library.opcheck(hub.multi_scale_deformable_attention, (leaves[0], sizes, *leaves[1:]))
-    with pytest.raises(RuntimeError, match=r"can not run: value is torch\.float64"):
+    with pytest.raises(RuntimeError, match=r"cannot run: value is torch\.float64"):
         through_layer(value.double(), *arguments[1:])
 
 

@@ -50,7 +50,7 @@ def make_model(**kwargs) -> UneptForSemanticSegmentation:
 
 
 def make_batch(batch_size: int = 2, size: tuple[int, int] = (64, 96)) -> dict[str, torch.Tensor]:
-    """Random images; labels in four quadrants, with an unlabelled frame."""
+    """Random images; labels in four quadrants, with an unlabeled frame."""
     generator = torch.Generator().manual_seed(0)
     height, width = size
     rows = (torch.arange(height) >= height // 2).long()
@@ -244,7 +244,7 @@ def test_lora(decoder_self_attention, tmp_path):
     base = make_model(decoder_self_attention=decoder_self_attention)
     batch = make_batch()
     base.save_pretrained(tmp_path / "base")
-    # Running statistics follow the images, frozen or not, so they have to be saved with the adapter.
+    # Running statistics follow the images, frozen or not, so they must be saved with the adapter.
     normalizations = [name for name, module in base.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
     config = peft.LoraConfig(target_modules=LORA_TARGETS, modules_to_save=["classifier", *normalizations])
     model = peft.get_peft_model(base, config).train()

@@ -43,7 +43,7 @@ SOURCE = Path(os.environ.get("UNEPT_TRANSFORMERS_SOURCE", ""))
 
 
 def source_problem() -> str | None:
-    """Why transformers' tests can not be had from `SOURCE`, or `None`."""
+    """Why transformers' tests cannot be loaded from `SOURCE`, or `None`."""
     if "UNEPT_TRANSFORMERS_SOURCE" not in os.environ:
         return "UNEPT_TRANSFORMERS_SOURCE does not name an unpacked source distribution of transformers"
     if not (SOURCE / "tests" / "test_modeling_common.py").is_file():

@@ -32,15 +32,15 @@ from transformers import AutoModelForSemanticSegmentation, pipeline
 from unept_hf import UneptConfig, UneptForSemanticSegmentation
 from unept_hf.data.class_lists import available_class_lists, class_list_from_data, load_class_list
 from unept_hf.synthetic.scenes import synthetic_scene
+from unept_hf.training import building, trainer
+from unept_hf.training.arguments import RunArguments, TrainingModelArguments, parse_arguments
 from unept_hf.training.checkpoints import list_checkpoints, read_checkpoint
+from unept_hf.training.processes import Interruption
+from unept_hf.training.run import command, main
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CONFIGS = sorted((EXAMPLES / "configs").glob("*.yaml"))
-sys.path.insert(0, str(EXAMPLES))
-
-import run_semantic_segmentation as trainer  # noqa: E402
-
 
 TINY_MODEL = {
     "hidden_size": 32,
@@ -88,7 +88,7 @@ def arguments(output_dir: Path, **options) -> list[str]:
 
 
 def run(output_dir: Path, **options) -> dict:
-    return trainer.main(arguments(output_dir, **options))
+    return main(arguments(output_dir, **options))
 
 
 def log_of(output_dir: Path, key: str = "loss") -> list:
@@ -152,12 +152,12 @@ def run_in_process(arguments: list[str], environment: dict[str, str], errors: Pa
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # its data loader workers have imported everything too
     if errors is None:
-        trainer.main(arguments)
+        main(arguments)
         return
     sys.argv = ["train.py", *arguments]
     with errors.open("a") as file:
         os.dup2(file.fileno(), 2)
-    sys.exit(trainer.command())
+    sys.exit(command())
 
 
 def wait_for_step(process: multiprocessing.Process, output_dir: Path, step: int) -> None:
@@ -180,18 +180,18 @@ def wait_for_step(process: multiprocessing.Process, output_dir: Path, step: int)
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (["--save_total_limit", "-1"], "save_total_limit has to be at least 0, got -1"),
-        (["--max_eval_images", "0"], "max_eval_images has to be at least 1, got 0"),
+        (["--save_total_limit", "-1"], "save_total_limit must be at least 0, got -1"),
+        (["--max_eval_images", "0"], "max_eval_images must be at least 1, got 0"),
         (["--lr_scheduler_kwargs", "{"], "lr_scheduler_kwargs is not JSON"),
     ],
 )
 def test_options_out_of_range(option, message):
     with pytest.raises(ValueError, match=message):
-        trainer.parse_arguments(["--dataset_name", "synthetic", "--output_dir", "runs", *option])
+        parse_arguments(["--dataset_name", "synthetic", "--output_dir", "runs", *option])
 
 
 def test_options_that_do_not_fit(tmp_path):
-    with pytest.raises(ValueError, match="what UneptConfig does not know: hiden_size"):
+    with pytest.raises(ValueError, match="fields that UneptConfig does not know: hiden_size"):
         run(tmp_path, config_overrides='{"hiden_size": 3}')
     with pytest.raises(ValueError, match=r"lr_scheduler_kwargs .* does not fit lr_scheduler_type cosine"):
         run(tmp_path, lr_scheduler_type="cosine", lr_scheduler_kwargs='{"power": 0.9}')
@@ -199,7 +199,7 @@ def test_options_that_do_not_fit(tmp_path):
 
 def run_as_command(monkeypatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["folder/train.py", *words])
-    return trainer.command()
+    return command()
 
 
 def test_errors_of_a_user_are_one_line(tmp_path, monkeypatch, capsys):
@@ -256,8 +256,8 @@ def told_errors(file: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_steps": 0}, "train.py: error: max_steps has to be at least 1"),
-        ({"train_batch_size": 3}, "train.py: error (process 0): train_batch_size=3 can not be shared"),
+        ({"max_steps": 0}, "train.py: error: max_steps must be at least 1"),
+        ({"train_batch_size": 3}, "train.py: error (process 0): train_batch_size=3 cannot be shared"),
         ({"dataset_name": "ade20k", "data_dir": "nowhere"}, "train.py: error (process 0): There is no folder"),
     ],
     ids=["options", "batch", "data"],
@@ -288,7 +288,7 @@ def test_the_other_process_has_no_traceback(processes, tmp_path):
 
 def test_models_of_an_earlier_training_stay(tmp_path):
     (tmp_path / "model").mkdir()
-    with pytest.raises(ValueError, match=r"has the model of an earlier training: name another output_dir"):
+    with pytest.raises(ValueError, match=r"has results \(model\): name another output_dir"):
         run(tmp_path)
 
 
@@ -322,13 +322,13 @@ def test_command_line_wins_over_the_file(tmp_path):
         "dataset_name: ade20k\noutput_dir: runs\nmax_steps: 100\nlearning_rate: 2e-4\nscale: [1024, 256]\n"
         "config_overrides: {num_feature_levels: 1}\nphotometric_distortion: false\nclass_list: null\n"
     )
-    model_args, data_args, run_args = trainer.parse_arguments([str(file), "--max_steps", "5", "--scale", "64", "32"])
+    model_args, data_args, run_args = parse_arguments([str(file), "--max_steps", "5", "--scale", "64", "32"])
     assert (run_args.max_steps, run_args.learning_rate, run_args.output_dir) == (5, 2e-4, "runs")
     assert (data_args.scale, data_args.photometric_distortion, data_args.class_list) == ([64, 32], False, None)
     assert model_args.config_overrides == {"num_feature_levels": 1}
-    assert trainer.parse_arguments([str(file)])[2].max_steps == 100
+    assert parse_arguments([str(file)])[2].max_steps == 100
     file.with_suffix(".json").write_text(json.dumps({"dataset_name": "synthetic", "output_dir": "x", "seed": 3}))
-    assert trainer.parse_arguments([str(file.with_suffix(".json"))])[2].seed == 3
+    assert parse_arguments([str(file.with_suffix(".json"))])[2].seed == 3
 
 
 @pytest.mark.parametrize("as_text", [False, True], ids=["mapping", "JSON"])
@@ -339,13 +339,13 @@ def test_overrides_of_file_and_command_line_are_merged(as_text, tmp_path):
     file.write_text(yaml.safe_dump({**options, "dataset_name": "synthetic"}))
     more = '{"num_sampling_points": 4, "backbone_config": {"backbone": "b"}}'
     for words in (["--config_overrides", more], [f"--config-overrides={more}"]):
-        assert trainer.parse_arguments([str(file), *words])[0].config_overrides == {
+        assert parse_arguments([str(file), *words])[0].config_overrides == {
             "decoder_self_attention": "pointwise",
             "backbone_config": {"model_type": "x", "backbone": "b"},
             "num_sampling_points": 4,
         }
     with pytest.raises(ValueError, match="config_overrides is not JSON"):
-        trainer.parse_arguments([str(file), "--config_overrides", "{"])
+        parse_arguments([str(file), "--config_overrides", "{"])
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_overrides_of_file_and_command_line_are_merged(as_text, tmp_path):
 def test_what_a_model_starts_from_on_the_command_line_wins(in_file, words, expected, tmp_path):
     file = tmp_path / "options.yaml"
     file.write_text(f"dataset_name: synthetic\noutput_dir: runs\n{in_file}\n")
-    args = trainer.parse_arguments([str(file), *words])[0]
+    args = parse_arguments([str(file), *words])[0]
     assert (args.use_pretrained_backbone, args.backbone_checkpoint, args.model_name_or_path) == expected
 
 
@@ -373,7 +373,7 @@ def test_two_things_to_start_from_exclude_each_other(tmp_path):
     file.write_text("dataset_name: a\noutput_dir: b\nuse_pretrained_backbone: true\nbackbone_checkpoint: c\n")
     for words in ([str(file)], arguments(tmp_path, use_pretrained_backbone="yes", backbone_checkpoint="c")):
         with pytest.raises(ValueError, match="exclude each other"):
-            trainer.parse_arguments(words)
+            parse_arguments(words)
 
 
 def test_paths_in_the_home_folder(tmp_path, monkeypatch):
@@ -383,7 +383,7 @@ def test_paths_in_the_home_folder(tmp_path, monkeypatch):
     options = {name: f"~/{name}" for name in (*names, "dataset_name")}
     (tmp_path / "options.yaml").write_text(yaml.safe_dump(options))
     for more in ("model_name_or_path", "backbone_checkpoint"):
-        parsed = trainer.parse_arguments(["~/options.yaml", f"--{more}=~/{more}"])
+        parsed = parse_arguments(["~/options.yaml", f"--{more}=~/{more}"])
         found = {key: value for one in parsed for key, value in vars(one).items()}
         for name in (*options, more):
             assert found[name] == os.path.join(tmp_path, name)
@@ -393,45 +393,45 @@ def test_unknown_option_in_a_file(tmp_path):
     file = tmp_path / "options.yaml"
     file.write_text("dataset_name: ade20k\noutput_dir: runs\nlerning_rate: 1\n")
     with pytest.raises(ValueError, match=r"options\.yaml has unknown options: lerning_rate"):
-        trainer.parse_arguments([str(file)])
+        parse_arguments([str(file)])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mixed_precision": "fp8"}, "mixed_precision has to be"),
-        ({"evaluation_mode": "tiles"}, "evaluation_mode has to be"),
-        ({"max_steps": 0}, "max_steps has to be at least 1"),
+        ({"mixed_precision": "fp8"}, "mixed_precision must be"),
+        ({"evaluation_mode": "tiles"}, "evaluation_mode must be"),
+        ({"max_steps": 0}, "max_steps must be at least 1"),
         ({"ema_decay": 1.0}, "ema_decay"),
-        ({"scale": [512]}, "scale and ratio_range"),
+        ({"scale": [512]}, "scale must be two positive numbers"),
         ({"config_overrides": "{"}, "config_overrides is not JSON"),
-        ({"config_overrides": "[1]"}, "config_overrides has to be a JSON object"),
-        ({"eval_fraction": 0.5, "streaming": True}, "eval_fraction can not split a stream"),
+        ({"config_overrides": "[1]"}, "config_overrides must be a JSON object"),
+        ({"eval_fraction": 0.5, "streaming": True}, "eval_fraction cannot split a stream"),
         ({"model_name_or_path": "x", "use_pretrained_backbone": True}, "brings its own backbone"),
         ({"evaluate": False, "load_best_model_at_end": True}, "load_best_model_at_end needs evaluate"),
-        ({"crop_size": -64}, r"crop_size has to be .* such as 480, got -64"),
-        ({"ratio_range": [0.5, "inf"]}, r"ratio_range has to be two positive numbers, got \[0\.5, inf\]"),
-        ({"scale": [512, 0]}, "scale has to be two positive numbers"),
-        ({"learning_rate": "nan"}, r"learning_rate has to be a finite number from 0 on, such as 0\.0001, got nan"),
-        ({"max_grad_norm": "inf"}, "max_grad_norm has to be a finite number"),
-        ({"lr_gamma": -0.1}, r"lr_gamma has to be a finite number from 0 on, such as 0\.1, got -0\.1"),
+        ({"crop_size": -64}, r"crop_size must be .* such as 480, got -64"),
+        ({"ratio_range": [0.5, "inf"]}, r"ratio_range must be two positive numbers, got \[0\.5, inf\]"),
+        ({"scale": [512, 0]}, "scale must be two positive numbers"),
+        ({"learning_rate": "nan"}, r"learning_rate must be a finite number from 0 on, such as 0\.0001, got nan"),
+        ({"max_grad_norm": "inf"}, "max_grad_norm must be a finite number"),
+        ({"lr_gamma": -0.1}, r"lr_gamma must be a finite number from 0 on, such as 0\.1, got -0\.1"),
     ],
 )
 def test_options_that_can_not_be(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        trainer.parse_arguments(arguments(tmp_path, **options))
+        parse_arguments(arguments(tmp_path, **options))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"train_batch_size": 5, "gradient_accumulation_steps": 2}, "train_batch_size=5 can not be shared"),
-        ({"crop_size": 36}, "crop_size=36 has to be a multiple of 8"),
+        ({"train_batch_size": 5, "gradient_accumulation_steps": 2}, "train_batch_size=5 cannot be shared"),
+        ({"crop_size": 36}, "crop_size=36 must be a multiple of 8"),
         ({"report_to": ["trackio"]}, r"report_to=\['trackio'\]: not installed"),
         ({"dataset_name": "ade20k", "data_dir": "nowhere"}, "nowhere"),
-        ({"resume_from_checkpoint": "nowhere"}, "nowhere is not a checkpoint.*none is in .* yet"),
+        ({"resume_from_checkpoint": "nowhere"}, r"nowhere is not a checkpoint.* Name a folder checkpoint-<step>"),
         ({"dataset_name": "image_folders", "data_dir": "."}, "needs class_list"),
-        ({"output_dir": __file__}, "output_dir .* is a file: name a folder"),
+        ({"output_dir": __file__}, "File exists: .*test_training.py"),
     ],
 )
 def test_runs_that_can_not_start(options, message, tmp_path):
@@ -461,19 +461,19 @@ def test_there_is_a_config_for_every_row_of_the_paper():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configs_make_models(path):
-    model_args, data_args, run_args = trainer.parse_arguments([str(path)])
+    model_args, data_args, run_args = parse_arguments([str(path)])
     if data_args.dataset_name in available_class_lists():
         class_list = load_class_list(data_args.dataset_name)
     else:
         class_list = class_list_from_data(["a", "b", "c"])
-    config = trainer.make_config(model_args, data_args.crop_size, class_list)
+    config = building.make_config(model_args, data_args.crop_size, class_list)
     with torch.device("meta"):
         model = UneptForSemanticSegmentation(config)
     assert data_args.crop_size % model.model.size_divisor == 0
     assert model.classifier.out_channels == len(class_list)
     assert tuple(config.query_grid_size) == (data_args.crop_size // config.query_stride,) * 2
     assert run_args.train_batch_size % run_args.gradient_accumulation_steps == 0
-    scheduler = trainer.make_scheduler(trainer.make_optimizer(model, run_args), run_args)
+    scheduler = building.make_scheduler(building.make_optimizer(model, run_args), run_args)
     assert scheduler.get_last_lr()[0] <= run_args.learning_rate
     # What the published results were measured with.
     is_of_the_paper = path.stem.startswith(("ablation", "ade20k", "cityscapes", "pascal_context"))
@@ -500,8 +500,8 @@ def test_configs_make_models(path):
 )
 def test_every_parameter_is_used(overrides):
     """Otherwise data parallel training would wait for its gradient."""
-    model_args = trainer.ModelArguments(preset="unept-tiny", config_overrides={**TINY_MODEL, **overrides})
-    model = UneptForSemanticSegmentation(trainer.make_config(model_args, 32, class_list_from_data(["a", "b"])))
+    model_args = TrainingModelArguments(preset="unept-tiny", config_overrides={**TINY_MODEL, **overrides})
+    model = UneptForSemanticSegmentation(building.make_config(model_args, 32, class_list_from_data(["a", "b"])))
     labels = torch.zeros(2, 32, 32, dtype=torch.long)
     labels[:, :, 16:] = 1
     model(pixel_values=torch.randn(2, 3, 32, 32), labels=labels).loss.backward()
@@ -510,10 +510,10 @@ def test_every_parameter_is_used(overrides):
 
 def test_learning_rates():
     model = UneptForSemanticSegmentation.from_preset("unept-tiny", **TINY_MODEL)
-    run_args = trainer.RunArguments(
+    run_args = RunArguments(
         output_dir="x", max_steps=100, learning_rate=1e-3, warmup_steps=4, lr_milestones=[10, 20], weight_decay=0.02
     )
-    optimizer = trainer.make_optimizer(model, run_args)
+    optimizer = building.make_optimizer(model, run_args)
     in_backbone = {name for name, _ in model.named_parameters() if name.startswith("model.backbone.")}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     others, backbone = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
@@ -521,7 +521,7 @@ def test_learning_rates():
     assert others | backbone == set(names.values())
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.02}
 
-    scheduler = trainer.make_scheduler(optimizer, run_args)
+    scheduler = building.make_scheduler(optimizer, run_args)
     rates = []
     for _ in range(25):
         rates.append(scheduler.get_last_lr())
@@ -536,12 +536,12 @@ def test_interruption_notes_the_first_signal_only():
     seen = []
     previous = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
     try:
-        with trainer.Interruption() as interruption:
+        with Interruption() as interruption:
             os.kill(os.getpid(), signal.SIGTERM)
             assert (interruption.received, seen) == ("SIGTERM", [])
             os.kill(os.getpid(), signal.SIGTERM)
             assert seen == [signal.SIGTERM]
-        with trainer.Interruption() as interruption:
+        with Interruption() as interruption:
             assert interruption.received is None
         os.kill(os.getpid(), signal.SIGTERM)
         assert seen == [signal.SIGTERM] * 2
@@ -742,11 +742,11 @@ def test_from_a_trained_model_to_other_classes(tmp_path, caplog):
 
 def test_overrides_that_change_a_trained_model_are_told(tmp_path, caplog):
     UneptForSemanticSegmentation.from_preset("unept-tiny", num_labels=2).save_pretrained(tmp_path)
-    model_args = trainer.ModelArguments(
+    model_args = TrainingModelArguments(
         model_name_or_path=str(tmp_path), config_overrides={"decoder_self_attention": "pointwise"}
     )
     PartialState()  # its loggers ask for it
-    trainer.load_model(model_args, 32, class_list_from_data(["a", "b"]), is_resumed=False)
+    building.load_model(model_args, 32, class_list_from_data(["a", "b"]), is_resumed=False)
     unused, new = (record.message for record in caplog.records if "config_overrides" in record.message)
     assert f"16 weights of {tmp_path} are not used: model.decoder_layers.0.self_attn.attention" in unused
     assert f"8 weights that {tmp_path} does not have start new: model.decoder_layers.0.self_attn.out_proj" in new
@@ -832,7 +832,7 @@ def test_sigterm_saves_and_ends_well(processes, tmp_path):
 def test_resume(tmp_path, caplog):
     options = {"save_steps": 2, "eval_steps": 2}
     run(tmp_path, **options)
-    with pytest.raises(ValueError, match=r"has checkpoints \(checkpoint-4\): go on with"):
+    with pytest.raises(ValueError, match=r"has results \(checkpoint-4, model, best_model\): name another"):
         run(tmp_path, **options)
     options["resume_from_checkpoint"] = "latest"
     with pytest.raises(ValueError, match=r"train_batch_size was 4, now 8; seed was 0, now 1") as error:
@@ -845,13 +845,13 @@ def test_resume(tmp_path, caplog):
     with pytest.raises(ValueError, match="config_overrides was"):
         run(tmp_path, **options, config_overrides={**TINY_MODEL, "decoder_layers": 2})
     for name in (tmp_path / "checkpoint-2", "checkpoint-2"):
-        with pytest.raises(ValueError, match="has a newer checkpoint than the one to resume from, checkpoint-4"):
+        with pytest.raises(ValueError, match=r"has other results \(checkpoint-4\)"):
             run(tmp_path, **{**options, "resume_from_checkpoint": name})
-    with pytest.raises(FileNotFoundError, match=r"checkpoint-3 is not .* \(latest, checkpoint-2, checkpoint-4 in"):
+    with pytest.raises(FileNotFoundError, match=r"checkpoint-3 is not a checkpoint .* Resume from checkpoint-4"):
         run(tmp_path, **{**options, "resume_from_checkpoint": "checkpoint-3"})
-    (tmp_path / "other" / "checkpoint-9").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"checkpoints of its own \(checkpoint-4\), and .*checkpoint-9 is none"):
-        run(tmp_path, **{**options, "resume_from_checkpoint": tmp_path / "other" / "checkpoint-9"})
+    shutil.copytree(tmp_path / "checkpoint-4", tmp_path / "other" / "checkpoint-4")
+    with pytest.raises(ValueError, match=r"has other results \(checkpoint-4\)"):
+        run(tmp_path, **{**options, "resume_from_checkpoint": tmp_path / "other" / "checkpoint-4"})
 
     # Finished: nothing is left to do but to write the model again, with what was measured.
     assert run(tmp_path, **options)["mean_iou"] == log_of(tmp_path, "eval/mean_iou")[-1]

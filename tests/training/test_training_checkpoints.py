@@ -40,7 +40,7 @@ def kill_at_file_operation(event: str, arguments: tuple) -> None:
             raise Killed
 
 
-# Hooks can not be removed; this one does nothing while there is no countdown.
+# Hooks cannot be removed; this one does nothing while there is no countdown.
 sys.addaudithook(kill_at_file_operation)
 
 

@@ -70,17 +70,6 @@ def test_a_batch_may_be_larger_than_the_data_set():
     assert all(sorted(flat[start : start + 2]) == [0, 1] for start in range(0, 10, 2))
 
 
-@pytest.mark.parametrize("arguments", [{"num_processes": 4}, {"accumulation_steps": 5}, {"batch_size": 0}])
-def test_batches_that_can_not_be_shared(arguments):
-    with pytest.raises(ValueError, match="can not be shared"):
-        order(**arguments)
-
-
-def test_an_empty_data_set():
-    with pytest.raises(ValueError, match="empty"):
-        order(num_items=0)
-
-
 def test_augmentation_depends_on_the_position_alone(examples):
     crops = AugmentedDataset(examples, CLASSES, augmentation, seed=3)
     first = crops[5, 2]["noise"]

@@ -136,7 +136,7 @@ def test_kinds_of_images_and_label_maps(scene, kind, tmp_path):
 
 def test_bad_input(scene):
     image, label_map = scene
-    with pytest.raises(ValueError, match=r"label_map has size \(48, 128\)"):
+    with pytest.raises(ValueError, match=r"label_map has shape \(48, 128\)"):
         overlay(image, label_map[::2])
     with pytest.raises(ValueError, match=r"opacity .* 1\.5"):
         overlay(image, label_map, opacity=1.5)

@@ -25,10 +25,11 @@ class EvaluationDataArguments(DatasetArguments):
     max_images: int | None = field(default=None, metadata={"help": "Number of images to take; all by default."})
 
     def __post_init__(self):
-        if not 0 <= self.eval_fraction < 1:
-            raise ValueError(f"eval_fraction must lie in [0, 1), got {self.eval_fraction}.")
-        if self.eval_fraction and self.streaming:
-            raise ValueError("eval_fraction cannot split a stream; drop streaming, or name a split.")
+        if not 0 <= self.eval_fraction < 1 or (self.eval_fraction and self.streaming):
+            raise ValueError(
+                f"eval_fraction must lie in [0, 1) and cannot split a stream, got {self.eval_fraction} with "
+                f"streaming={self.streaming}."
+            )
         if self.split is None:
             self.split = "train" if self.eval_fraction else "validation"
 
@@ -38,7 +39,8 @@ class EvaluationArguments(PredictionOptions):
     """How to predict, and what to write."""
 
     output_dir: str = field(default="outputs/evaluation", metadata={"help": "Folder for the results."})
-    refine_boundaries: str = field(
+    # What a command line can say; `evaluate_and_report` translates it.
+    refine_boundaries: str = field(  # type: ignore[assignment]
         default="no",
         metadata={"help": "Without boundary refinement, with it, or both.", "choices": ["no", "yes", "both"]},
     )

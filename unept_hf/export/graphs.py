@@ -2,9 +2,9 @@
 """
 Export of a model as one file that runs without this package: ONNX, torch.export, or compiled by AOTInductor.
 
-Batch size, height and width stay free; height and width have to be multiples of the model's stride. All forms take
-`pixel_values`, as the image processor makes them, and give `logits`, and `boundary_logits` and `direction_logits`
-where the model has boundary heads. `unept_hf.export.hub` exports whole folders for the Hub.
+Batch size, height and width stay free; height and width must be multiples of the model's stride. All forms take
+`pixel_values`, as the image processor makes them, and return `logits`, and `boundary_logits` and `direction_logits`
+if the model has boundary heads. `unept_hf.export.hub` writes whole directories for the Hub.
 """
 
 import contextlib
@@ -14,28 +14,32 @@ import logging
 import math
 import operator
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..accelerate import SharedContext
+from ..files import atomic_file
 from ..inference.segment import evaluation_mode
-from ..model.deformable_attention import SharedContext, attention_backend
+from ..model.deformable_attention import attention_backend
 from ..model.modeling_unept import UneptForSemanticSegmentation
 
+
+__all__ = ["LogitsOnly", "export_aot_inductor", "export_onnx", "export_torch", "largest_difference", "quantize_onnx"]
 
 OUTPUTS = ("logits", "boundary_logits", "direction_logits")
 LONGEST_SIDE = 8192  # in pixels
 LARGEST_BATCH = 64
-TRIED_GRIDS = ((9, 5), (8, 6), (4, 11))  # rows and columns of the images that exports are tried on, in strides
+TRIED_GRIDS = ((9, 5), (8, 6), (4, 11))  # rows and columns, in strides, of the images that test an export
 
 
 class LogitsOnly(nn.Module):
-    """A model that returns a plain dictionary of its logits, which needs no class to be read."""
+    """A model that returns a plain dictionary of its logits, which no class is needed to read."""
 
     def __init__(self, model: UneptForSemanticSegmentation):
         super().__init__()
@@ -44,14 +48,6 @@ class LogitsOnly(nn.Module):
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         outputs = self.model(pixel_values=pixel_values, return_dict=True)
         return {name: outputs[name] for name in OUTPUTS if outputs.get(name) is not None}
-
-
-def _check_model(model) -> None:
-    if not isinstance(model, UneptForSemanticSegmentation):
-        raise TypeError(
-            f"model has to be a UneptForSemanticSegmentation, got {type(model).__name__}: unwrap a compiled, parallel "
-            "or adapted model first."
-        )
 
 
 def _example(model: UneptForSemanticSegmentation, batch: int, rows: int, columns: int, divisor: int) -> Tensor:
@@ -65,24 +61,6 @@ def _dynamic_shapes(divisor: int) -> dict:
         divisor * torch.export.Dim(name, min=2, max=LONGEST_SIDE // divisor) for name in ("height", "width")
     )
     return {"pixel_values": {0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH), 2: height, 3: width}}
-
-
-@contextlib.contextmanager
-def _written_whole(path: str | os.PathLike, suffix: str) -> Iterator[Path]:
-    """A path in a temporary folder, whose file takes the place of `path` at the end."""
-    path = Path(path).expanduser()
-    if path.suffix != suffix:
-        raise ValueError(f"The file has to end in {suffix}, got {str(path)!r}.")
-    if path.is_dir():
-        raise FileExistsError(f"{path} is a folder: name a file.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        written = Path(folder, path.name)
-        yield written
-        files = [file for file in Path(folder).iterdir() if not file.name.startswith("._")]  # what macOS adds
-        # Weights that do not fit into the file come first, because it is of no use without them.
-        for file in sorted(files, key=lambda file: file == written):
-            file.replace(path.with_name(file.name))
 
 
 @contextlib.contextmanager
@@ -107,13 +85,13 @@ def largest_difference(
     model: UneptForSemanticSegmentation, run: Callable[[Tensor], dict[str, Tensor]], size_divisor: int
 ) -> float:
     """
-    The largest absolute difference between the outputs of a model and of what was exported of it, over images of
-    random pixels of several sizes and batch sizes.
+    The largest absolute difference between the outputs of a model and of its export, over images of random pixels of
+    several sizes and batch sizes; infinite if shapes differ, or for NaN.
 
     Args:
         model: the model.
-        run: takes `pixel_values` and returns the outputs by name.
-        size_divisor: what sides are multiples of.
+        run: the export: takes `pixel_values` and returns the outputs by name.
+        size_divisor: height and width are multiples of it.
     """
     largest = 0.0
     with evaluation_mode(model), attention_backend("torch"):
@@ -121,13 +99,10 @@ def largest_difference(
             pixel_values = _example(model, batch, rows, columns, size_divisor)
             expected, got = LogitsOnly(model)(pixel_values), run(pixel_values)
             for name, tensor in expected.items():
-                if tuple(got[name].shape) != tuple(tensor.shape):
-                    raise RuntimeError(
-                        f"The export gives {name} of {tuple(got[name].shape)} instead of {tuple(tensor.shape)}."
-                    )
-                difference = (got[name].to(tensor) - tensor).abs().max().item()
-                # A NaN is no difference that `max` would see.
-                largest = max(largest, difference) if difference == difference else float("inf")
+                is_same = got[name].shape == tensor.shape
+                difference = (got[name].to(tensor) - tensor).abs().max().item() if is_same else math.inf
+                # `max` of Python does not see a NaN.
+                largest = max(largest, math.inf if math.isnan(difference) else difference)
     return largest
 
 
@@ -135,8 +110,8 @@ def _verify(model, run, size_divisor, tolerance, what) -> float:
     difference = largest_difference(model, run, size_divisor)
     if difference > tolerance:
         raise RuntimeError(
-            f"{what} differs from the model by up to {difference:.1e}, more than the tolerance of {tolerance:.1e}, so "
-            "it was not kept."
+            f"{what} differs from the model by up to {difference:.1e}, more than the tolerance of {tolerance:.1e}; "
+            "the file was not kept."
         )
     return difference
 
@@ -145,7 +120,7 @@ def _check_packages(*names: str) -> None:
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
-            f'ONNX needs {" and ".join(missing)}: pip install {" ".join(missing)}, or pip install "unept-hf[export]".'
+            f'ONNX needs {" and ".join(missing)}; pip install {" ".join(missing)}, or pip install "unept-hf[export]".'
         )
 
 
@@ -161,35 +136,33 @@ def export_onnx(
     """
     Writes a model as ONNX, with free batch size, height and width.
 
-    Where ONNX Runtime is installed, its outputs are compared with those of the model, before the file is put in place.
+    If ONNX Runtime is installed, its outputs are compared with those of the model before the file takes its place.
 
     Args:
         model: the model, in float32.
-        path: the file to write, ending in `.onnx`. An earlier one is replaced.
-        size_divisor: what height and width are multiples of. `None` stands for the model's own.
-        opset_version: of ONNX. `None` stands for PyTorch's recommendation.
-        metadata: what to store beside `id2label` in the file's `metadata_props`, as JSON.
-        tolerance: how far outputs may differ.
+        path: the file to write. An earlier one is replaced.
+        size_divisor: height and width are multiples of it. `None` stands for the model's own.
+        opset_version: version of ONNX's operators. `None` stands for PyTorch's recommendation.
+        metadata: values to store as JSON beside `id2label` in the file's `metadata_props`.
+        tolerance: largest difference of outputs.
 
     Returns:
-        The largest absolute difference of the outputs, or `None` where ONNX Runtime is not installed.
+        The largest absolute difference of the outputs, or `None` if ONNX Runtime is not installed.
 
     Raises:
-        TypeError: for another model.
-        ValueError: for a path that does not end in `.onnx`, or a model that is not in float32.
+        ValueError: for a model that is not in float32.
         ImportError: when `onnx` or `onnxscript` is missing.
         RuntimeError: when the outputs differ by more than the tolerance.
     """
-    _check_model(model)
     _check_packages("onnx", "onnxscript")
     if model.dtype != torch.float32:
-        raise ValueError(f"ONNX is exported in float32, but the model is in {model.dtype}: load it in float32.")
+        raise ValueError(f"ONNX is exported in float32, but the model is in {model.dtype}; load it in float32.")
     divisor = size_divisor or model.model.size_divisor
-    with _written_whole(path, ".onnx") as file:
+    with atomic_file(path) as file:
         with evaluation_mode(model), attention_backend("torch"), _quiet:
             example = _example(model, 2, 8, 6, divisor)
             names = list(LogitsOnly(model)(example))
-            program = torch.onnx.export(
+            program: Any = torch.onnx.export(
                 LogitsOnly(model),
                 (example,),
                 dynamic_shapes=_dynamic_shapes(divisor),
@@ -217,23 +190,23 @@ def export_onnx(
 
 def quantize_onnx(path: str | os.PathLike, quantized_path: str | os.PathLike, *, tolerance: float = 0.25) -> float:
     """
-    Writes a file of [`export_onnx`] again, with its matrix products in int8.
+    Writes a file of `export_onnx` again, with its matrix products in int8.
 
-    Weights are stored as int8 with a scale for each output channel, and activations are quantised as they come
-    (ONNX Runtime's dynamic quantisation), so no calibration images are needed. Convolutions stay in float32: ONNX
-    Runtime's int8 ones are slower on CPUs. `benchmarks/quantization.py` measures what it brings and costs.
+    Weights are stored as int8 with a scale for each output channel, and activations are quantized at run time (ONNX
+    Runtime's dynamic quantization), so no calibration images are needed. Convolutions stay in float32: ONNX Runtime's
+    int8 convolutions are slower on CPUs. `benchmarks/quantization.py` measures the gain and the cost.
 
     Args:
         path: the file to read.
-        quantized_path: the file to write, ending in `.onnx`. An earlier one is replaced.
-        tolerance: how far logits may differ, relative to those of `path`. More than a few percent means that a layer
-            does not bear it.
+        quantized_path: the file to write. An earlier one is replaced.
+        tolerance: largest difference of logits, relative to those of `path`. More than a few percent means that int8
+            is too coarse for a layer.
 
     Returns:
         The relative difference of the logits, ‖int8 − float32‖ / ‖float32‖, over images of random pixels.
 
     Raises:
-        ValueError: for a file that [`export_onnx`] has not written, or a path that does not end in `.onnx`.
+        ValueError: for a file that `export_onnx` has not written.
         ImportError: when `onnx` or `onnxruntime` is missing.
         RuntimeError: when the logits differ by more than the tolerance.
     """
@@ -245,10 +218,10 @@ def quantize_onnx(path: str | os.PathLike, quantized_path: str | os.PathLike, *,
     reference = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     metadata = reference.get_modelmeta().custom_metadata_map
     if "size_divisor" not in metadata:
-        raise ValueError(f"{path} has no size_divisor in its metadata: pass a file that export_onnx wrote.")
+        raise ValueError(f"{path} has no size_divisor in its metadata; pass a file that export_onnx wrote.")
     divisor = json.loads(metadata["size_divisor"])
     channels = reference.get_inputs()[0].shape[1]
-    with _written_whole(quantized_path, ".onnx") as file:
+    with atomic_file(quantized_path) as file:
         with _quiet:
             quantize_dynamic(
                 path, file, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8
@@ -264,7 +237,7 @@ def quantize_onnx(path: str | os.PathLike, quantized_path: str | os.PathLike, *,
         if not relative <= tolerance:
             raise RuntimeError(
                 f"The logits in int8 differ from those in float32 by {relative:.2f} of their size, more than the "
-                f"tolerance of {tolerance:.2f}, so the file was not kept."
+                f"tolerance of {tolerance:.2f}; the file was not kept."
             )
     return relative
 
@@ -283,7 +256,7 @@ def _exported_program(model, size_divisor: int, keep_kernel: bool) -> torch.expo
 
 
 def _replace_ceil(graph: torch.fx.Graph) -> None:
-    """`ceil(a / b)` by `(a + b - 1) // b`: timm pads some layers with the former, which PyTorch can not save."""
+    """`ceil(a / b)` by `(a + b - 1) // b`: timm pads some layers with the former, which PyTorch cannot save."""
     for node in graph.find_nodes(op="call_function", target=math.ceil):
         (quotient,) = node.args
         if quotient.target is not operator.truediv or not isinstance(quotient.args[1], int):
@@ -315,22 +288,19 @@ def export_torch(
     Args:
         model: the model. Its dtype and device are part of the file.
         path: the file to write, ending in `.pt2`. An earlier one is replaced.
-        size_divisor: see [`export_onnx`].
-        keep_kernel: whether to keep our operator in the graph, with its fast kernel. The file then has to be loaded
+        size_divisor: height and width are multiples of it. `None` stands for the model's own.
+        keep_kernel: whether to keep our operator in the graph, with its fast kernel. The file must then be loaded
             after `import unept_hf`; otherwise it needs nothing but torch.
-        tolerance: how far outputs may differ from those of the model, in plain PyTorch.
+        tolerance: largest difference of outputs from those of the model, in plain PyTorch.
 
     Returns:
         The largest absolute difference of the outputs.
 
     Raises:
-        TypeError: for another model.
-        ValueError: for a path that does not end in `.pt2`.
-        RuntimeError: when the outputs differ by more than the tolerance, or the kernel that is to be kept cannot run.
+        RuntimeError: when the outputs differ by more than the tolerance, or the kernel to keep cannot run.
     """
-    _check_model(model)
     divisor = size_divisor or model.model.size_divisor
-    with _written_whole(path, ".pt2") as file:
+    with atomic_file(path) as file:
         torch.export.save(_exported_program(model, divisor, keep_kernel), file)
         loaded = torch.export.load(file).module()
         return _verify(model, loaded, divisor, tolerance, "The exported program's output")
@@ -351,23 +321,19 @@ def export_aot_inductor(
     Args:
         model: the model. Its dtype and device are part of the file.
         path: the file to write, ending in `.pt2`. An earlier one is replaced.
-        size_divisor: see [`export_onnx`].
-        tolerance: see [`export_torch`].
+        size_divisor: height and width are multiples of it. `None` stands for the model's own.
+        tolerance: largest difference of outputs from those of the model, in plain PyTorch.
 
     Returns:
         The largest absolute difference of the outputs.
 
     Raises:
-        TypeError, ValueError, RuntimeError: see [`export_torch`]; also when there is no C++ compiler.
+        RuntimeError: when the outputs differ by more than the tolerance, or the machine has no C++ compiler.
     """
-    _check_model(model)
     divisor = size_divisor or model.model.size_divisor
-    with _written_whole(path, ".pt2") as file:
+    with atomic_file(path) as file:
         program = _exported_program(model, divisor, keep_kernel=False)
         with _quiet:
             torch._inductor.aoti_compile_and_package(program, package_path=str(file))
         loaded = torch._inductor.aoti_load_package(str(file))
         return _verify(model, loaded, divisor, tolerance, "The compiled model's output")
-
-
-__all__ = ["export_aot_inductor", "export_onnx", "export_torch", "largest_difference", "quantize_onnx"]

@@ -6,7 +6,7 @@ import os
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel
 
-from ..model.modeling_unept import plain_tensors
+from ..model.backbone_unept import plain_tensors
 
 
 __all__ = ["load_model_and_processor"]

@@ -75,25 +75,33 @@ class PredictionOptions:
     )
 
     def __post_init__(self):
-        if self.mode not in ("whole", "slide"):
-            raise ValueError(f"mode must be 'whole' or 'slide', got {self.mode!r}.")
-        self.crop_size, self.stride = _pair("crop_size", self.crop_size), _pair("stride", self.stride)
-        if self.mode == "slide" and (self.stride[0] > self.crop_size[0] or self.stride[1] > self.crop_size[1]):
-            raise ValueError(f"stride {self.stride} leaves gaps between windows of crop_size {self.crop_size}.")
+        self.crop_size, self.stride = _pair(self.crop_size), _pair(self.stride)
         self.scales = [self.scales] if isinstance(self.scales, numbers.Real) else [float(one) for one in self.scales]
-        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
-            raise ValueError(f"scales must be positive numbers, got {self.scales}.")
-        if not all(flip in FLIPS for flip in self.flips[1:]):
-            raise ValueError(f"flip must be a boolean or made of {', '.join(FLIPS)}, got {self.flip!r}.")
-        if not 0 <= self.boundary_threshold <= 1:
-            raise ValueError(f"boundary_threshold must be a probability in [0, 1], got {self.boundary_threshold}.")
-        for name in ("boundary_steps", "batch_size"):
-            if not _is_count(getattr(self, name)):
-                raise ValueError(f"{name} must be an integer of at least 1, got {getattr(self, name)!r}.")
         if isinstance(self.autocast, torch.dtype):
             self.autocast = str(self.autocast).removeprefix("torch.")
+        problems = []
+        if self.mode not in ("whole", "slide"):
+            problems.append(f"mode must be 'whole' or 'slide', got {self.mode!r}")
+        for name in ("crop_size", "stride"):
+            if len(getattr(self, name)) != 2 or not all(map(_is_count, getattr(self, name))):
+                problems.append(
+                    f"{name} must be one or two numbers of pixels, each at least 1, got {getattr(self, name)}"
+                )
+        if not problems and self.mode == "slide" and any(a > b for a, b in zip(self.stride, self.crop_size)):
+            problems.append(f"stride {self.stride} leaves gaps between windows of crop_size {self.crop_size}")
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
+            problems.append(f"scales must be positive numbers, got {self.scales}")
+        if not all(flip in FLIPS for flip in self.flips[1:]):
+            problems.append(f"flip must be a boolean or made of {', '.join(FLIPS)}, got {self.flip!r}")
+        if not 0 <= self.boundary_threshold <= 1:
+            problems.append(f"boundary_threshold must be a probability in [0, 1], got {self.boundary_threshold}")
+        for name in ("boundary_steps", "batch_size"):
+            if not _is_count(getattr(self, name)):
+                problems.append(f"{name} must be an integer of at least 1, got {getattr(self, name)!r}")
         if self.autocast not in (None, "bfloat16", "float16"):
-            raise ValueError(f"autocast must be 'bfloat16' or 'float16', got {self.autocast!r}.")
+            problems.append(f"autocast must be 'bfloat16' or 'float16', got {self.autocast!r}")
+        if problems:
+            raise ValueError("; ".join(problems) + ".")
 
     @property
     def flips(self) -> list[str | None]:
@@ -118,13 +126,10 @@ class PredictionOptions:
             raise ValueError(f"crop_size {self.crop_size} must be made of multiples of {divisor}, the model's stride.")
 
 
-def _pair(name: str, value) -> list[int]:
-    pair = list(value) if isinstance(value, (tuple, list)) else [value]
-    pair = pair * 2 if len(pair) == 1 else pair
-    if len(pair) != 2 or not all(map(_is_count, pair)):
-        raise ValueError(f"{name} must be one or two numbers of pixels, each at least 1, got {value!r}.")
-    return [int(side) for side in pair]
+def _pair(value) -> list[int]:
+    sides = list(value) if isinstance(value, (tuple, list)) else [value]
+    return sides * 2 if len(sides) == 1 else sides
 
 
-def _is_count(value) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 1
+def _is_count(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1

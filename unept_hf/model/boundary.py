@@ -12,7 +12,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-try:  # Only training on bare labels needs it, so inference does not have to install it.
+__all__ = [
+    "DIRECTIONS",
+    "angle_to_direction_map",
+    "boundary_distance_and_angle",
+    "boundary_targets",
+    "distance_to_boundary_map",
+    "follow_direction",
+    "refine_label_map",
+    "refine_logits",
+]
+
+try:  # Only training on bare labels needs it, so inference works without it.
     import edt
 except ImportError:
     edt = None
@@ -38,34 +49,29 @@ def boundary_distance_and_angle(
 
     Args:
         label_map: `(height, width)`, any integer dtype.
-        ignore_index: label of unlabelled pixels. They are a boundary for their neighbours.
-        min_class_pixels: classes with fewer pixels are treated as unlabelled.
+        ignore_index: label of unlabeled pixels. They are a boundary for their neighbors.
+        min_class_pixels: classes with fewer pixels are treated as unlabeled.
 
     Returns:
-        Distance in pixels, float32 `(height, width)`: 0 for unlabelled pixels, infinite where there is no other label.
+        Distance in pixels, float32 `(height, width)`: 0 for unlabeled pixels, infinite where there is no other label.
         The border of the image is not a boundary. And the angle in degrees within [-180, 180], float32
-        `(height, width)`: that of (rows, columns) of the distance's 5x5 gradient within the class; 0 on unlabelled
+        `(height, width)`: that of (rows, columns) of the distance's 5x5 gradient within the class; 0 on unlabeled
         pixels, NaN where the direction is undefined (no other label, or a gradient of exactly zero).
 
     Raises:
         ImportError: when the package `edt` is missing.
-        ValueError: for an array that is not a two-dimensional integer one.
     """
     if edt is None:
         raise ImportError("Boundary targets need the package edt: pip install edt.")
-    if label_map.ndim != 2 or not np.issubdtype(label_map.dtype, np.integer):
-        raise ValueError(
-            f"label_map has to be a two-dimensional integer array, got {label_map.dtype} of shape {label_map.shape}."
-        )
     # Bytes are compared and moved in a fraction of the time.
     if label_map.size > 0 and label_map.min() >= 0 and label_map.max() <= 255:
         label_map = label_map.astype(np.uint8)
-    # edt takes 0 for background, so classes count from 1 and unlabelled pixels are 0.
-    labelled = label_map != ignore_index
+    # edt takes 0 for background, so classes count from 1 and unlabeled pixels are 0.
+    labeled = label_map != ignore_index
     if min_class_pixels > 0:
         classes, counts = np.unique(label_map, return_counts=True)
-        labelled &= np.isin(label_map, classes[counts >= min_class_pixels])
-    ids = (label_map.astype(np.uint16 if label_map.dtype == np.uint8 else np.int64) + 1) * labelled
+        labeled &= np.isin(label_map, classes[counts >= min_class_pixels])
+    ids = (label_map.astype(np.uint16 if label_map.dtype == np.uint8 else np.int64) + 1) * labeled
     ids = ids.astype(np.uint8 if ids.max(initial=0) < 256 else np.uint32)
     distance = edt.edt(ids, black_border=False, parallel=1)
 
@@ -80,8 +86,8 @@ def boundary_distance_and_angle(
 
 def _gradient_within_class(ids: np.ndarray, distance: np.ndarray) -> np.ndarray:
     """
-    Derivatives of the distance by `GRADIENT_KERNEL`, which sees 0 for pixels of another class than its centre and for
-    those outside of the image.
+    Derivatives of the distance by `GRADIENT_KERNEL`, which sees 0 for pixels of another class than its center and for
+    pixels outside of the image.
 
     Args:
         ids: class of each pixel, `(height, width)`, any integer dtype.
@@ -93,7 +99,7 @@ def _gradient_within_class(ids: np.ndarray, distance: np.ndarray) -> np.ndarray:
     height, width = distance.shape
     kernel = np.array(GRADIENT_KERNEL, dtype=np.float32)
     kernels = np.stack((kernel, kernel.T)).reshape(2, 25)
-    # (5, 5, height, width): what each pixel sees.
+    # (5, 5, height, width): the neighborhood of each pixel.
     seen_ids, seen_distance = (
         sliding_window_view(np.pad(array, 2), (5, 5)).transpose(2, 3, 0, 1) for array in (ids, distance)
     )
@@ -137,15 +143,15 @@ def boundary_targets(
     """
     Targets of the boundary head and of the direction head. Runs on the CPU, whatever the device of the labels.
 
-    Rows at the bottom and columns at the right in which nothing is labelled are padding, and make no boundary.
+    Rows at the bottom and columns at the right in which nothing is labeled are padding, and make no boundary.
 
     Args:
         labels: `(height, width)` or `(batch, height, width)`, int64.
-        ignore_index: label of unlabelled pixels, and target of pixels that are not to be learned.
+        ignore_index: label of unlabeled pixels, and target of pixels that no loss counts.
         max_distance: distance in whole pixels up to which a pixel belongs to the boundary.
-        ignore_unlabelled: whether unlabelled pixels get `ignore_index`. Otherwise they are boundary pixels of
+        ignore_unlabelled: whether unlabeled pixels get `ignore_index`. Otherwise they are boundary pixels of
             direction 4, and padding is not a boundary and of direction 0, as in the original code.
-        min_class_pixels: classes with fewer pixels are treated as unlabelled.
+        min_class_pixels: classes with fewer pixels are treated as unlabeled.
 
     Returns:
         Boundary labels (0 or 1) and direction labels (0..7), both int64 in the shape and on the device of `labels`.
@@ -161,9 +167,9 @@ def boundary_targets(
         return torch.stack([boundary for boundary, _ in targets]), torch.stack([direction for _, direction in targets])
 
     label_map = labels.cpu().numpy()
-    labelled = label_map != ignore_index
-    height = int(labelled.any(1).nonzero()[0].max(initial=-1)) + 1
-    width = int(labelled.any(0).nonzero()[0].max(initial=-1)) + 1
+    labeled = label_map != ignore_index
+    height = int(labeled.any(1).nonzero()[0].max(initial=-1)) + 1
+    width = int(labeled.any(0).nonzero()[0].max(initial=-1)) + 1
     padding = (0, label_map.shape[1] - width, 0, label_map.shape[0] - height)
     target_of_padding = ignore_index if ignore_unlabelled else 0
     if height == 0:
@@ -171,14 +177,13 @@ def boundary_targets(
         return nothing, nothing.clone()
 
     distance, angle = boundary_distance_and_angle(label_map[:height, :width], ignore_index, min_class_pixels)
-    angle = torch.from_numpy(angle)
     boundary = distance_to_boundary_map(torch.from_numpy(distance), max_distance)
-    direction = angle_to_direction_map(angle)
-    has_no_direction = angle.isnan()
+    direction = angle_to_direction_map(torch.from_numpy(angle))
+    has_no_direction = torch.from_numpy(angle).isnan()
     if ignore_unlabelled:
-        unlabelled = torch.from_numpy(~labelled[:height, :width])
-        boundary.masked_fill_(unlabelled, ignore_index)
-        has_no_direction |= unlabelled
+        unlabeled = torch.from_numpy(~labeled[:height, :width])
+        boundary.masked_fill_(unlabeled, ignore_index)
+        has_no_direction |= unlabeled
     direction.masked_fill_(has_no_direction, ignore_index)
     boundary, direction = (F.pad(target, padding, value=target_of_padding) for target in (boundary, direction))
     return boundary.to(labels.device), direction.to(labels.device)
@@ -191,7 +196,7 @@ def follow_direction(boundary: Tensor, direction: Tensor, steps: int = 1) -> Ten
     Args:
         boundary: `(..., height, width)`, bool: which pixels move.
         direction: `(..., height, width)`, int64, 0..7.
-        steps: how often to move, each time along the direction found at the pixel reached, until it is no boundary
+        steps: how often to move, each time along the direction found at the pixel reached, until it is not a boundary
             pixel. Moves stop at the border of the image.
 
     Returns:
@@ -210,7 +215,7 @@ def follow_direction(boundary: Tensor, direction: Tensor, steps: int = 1) -> Ten
 
 def refine_logits(logits: Tensor, boundary: Tensor, direction: Tensor) -> Tensor:
     """
-    Boundary pixels take the logits of their neighbour along their direction.
+    Boundary pixels take the logits of their neighbor along their direction.
 
     Args:
         logits: `(batch, classes, height, width)`.
@@ -235,27 +240,10 @@ def refine_label_map(
         boundary_probability: `(height, width)`, floating point.
         direction: `(height, width)`, int64, 0..7.
         threshold: probability above which a pixel is a boundary pixel.
-        steps: how many pixels to walk at most.
+        steps: how many pixels to walk at most, from 1.
 
     Returns:
         `(height, width)`, int64.
-
-    Raises:
-        ValueError: for `steps` below 1.
     """
-    if steps < 1:
-        raise ValueError(f"steps has to be at least 1, got {steps}.")
     source = follow_direction(boundary_probability > threshold, direction, steps)
     return label_map.flatten()[source].view_as(label_map)
-
-
-__all__ = [
-    "DIRECTIONS",
-    "angle_to_direction_map",
-    "boundary_distance_and_angle",
-    "boundary_targets",
-    "distance_to_boundary_map",
-    "follow_direction",
-    "refine_label_map",
-    "refine_logits",
-]

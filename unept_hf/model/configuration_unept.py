@@ -3,6 +3,8 @@
 
 import copy
 import difflib
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -11,11 +13,13 @@ from transformers.backbone_utils import consolidate_backbone_kwargs_to_config
 from transformers.utils import logging
 
 
+__all__ = ["PRESETS", "UneptConfig"]
+
 logger = logging.get_logger(__name__)
 
 # The models of the paper (section 4.1) but for the decoder's self-attention, and one that is small enough to train on
 # a laptop and in tests.
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "unept-resnet50": {
         "backbone_config": {
             "model_type": "timm_backbone",
@@ -66,7 +70,7 @@ class UneptConfig(PreTrainedConfig):
         decoder_layers (`int`, *optional*, defaults to 2):
             Number of decoder layers.
         num_attention_heads (`int`, *optional*, defaults to 8):
-            Number of heads of every attention layer. Has to divide `hidden_size`.
+            Number of heads of every attention layer. Must divide `hidden_size`.
         num_feature_levels (`int`, *optional*, defaults to 3):
             Number of pyramid levels (Table 5: 3, or 1 for a single scale). The last maps of the backbone are taken.
         num_sampling_points (`int`, *optional*, defaults to 16):
@@ -81,8 +85,8 @@ class UneptConfig(PreTrainedConfig):
             Activation of the feed-forward layers.
         decoder_self_attention (`str`, *optional*, defaults to `"deformable"`):
             `"deformable"`: a query samples the query grid, which was best in our ablations; `"pointwise"`: a query
-            sees only itself, which is what the original code computes for a single image, so what its weights and the
-            published results are for; `"dense"`: every query sees every query.
+            sees only itself, as in the original code for a single image, so in its weights and the published
+            results; `"dense"`: every query sees every query.
         query_grid_size (`tuple[int, int]`, *optional*, defaults to `(60, 60)`):
             Height and width of the learned query embedding: one query for each cell of the training crop (480 / 8).
             Other input sizes interpolate it.
@@ -90,7 +94,7 @@ class UneptConfig(PreTrainedConfig):
             Whether the queries start from the spatial branch. Without it they are the learned embedding alone.
         spatial_branch_channels (`tuple[int, ...]`, *optional*, defaults to `(64, 128, 256)`):
             Output channels of the stride-2 convolutions of the spatial branch; their number also sets the stride of
-            the queries. The last has to equal `hidden_size`.
+            the queries. The last must equal `hidden_size`.
         use_boundary_heads (`bool`, *optional*, defaults to `True`):
             Whether boundaries and directions are predicted, trained and used to refine the logits.
         boundary_threshold (`float`, *optional*, defaults to 0.5):
@@ -112,22 +116,23 @@ class UneptConfig(PreTrainedConfig):
         direction_loss_region (`str`, *optional*, defaults to `"predicted"`):
             Where the direction is learned: on `"predicted"` boundary pixels (original code) or on the `"target"` ones.
         refinement_score (`str`, *optional*, defaults to `"probability"`):
-            What `boundary_threshold` is compared with when the loss refines the logits: the boundary `"probability"`,
-            or the raw `"logit"` (original code).
+            The score that `boundary_threshold` applies to when the loss refines the logits: the boundary
+            `"probability"`, or the raw `"logit"` (original code).
         boundary_align_corners (`bool`, *optional*, defaults to `False`):
             `align_corners` of the interpolation that brings boundary and direction logits to the size of the labels
             in the loss (`True` in the original code).
         ignore_unlabelled_boundaries (`bool`, *optional*, defaults to `True`):
-            Whether unlabelled pixels are left out of the boundary targets computed from `labels`. The original code
+            Whether unlabeled pixels are left out of the boundary targets computed from `labels`. The original code
             takes them for boundary pixels.
         min_boundary_class_pixels (`int`, *optional*, defaults to 0):
-            Classes with fewer pixels in an image count as unlabelled when boundary targets are computed from `labels`
+            Classes with fewer pixels in an image count as unlabeled when boundary targets are computed from `labels`
             (100 in the original target generator).
         num_channels (`int`, *optional*, defaults to 3):
             Number of image channels.
 
     Raises:
-        ValueError: (wrapped by the strict dataclass) for a combination of fields that does not fit together.
+        ValueError: (wrapped by the strict dataclass) for fields of a wrong type or value, all wrong values in one
+            message.
 
     Source: Zhu et al., "A Unified Efficient Pyramid Transformer for Semantic Segmentation", sections 3 and 4.
 
@@ -163,7 +168,7 @@ class UneptConfig(PreTrainedConfig):
     dropout: float | int = 0.1
     attention_dropout: float | int = 0.1
     activation_function: str = "relu"
-    decoder_self_attention: str = "deformable"
+    decoder_self_attention: Literal["pointwise", "dense", "deformable"] = "deformable"
     query_grid_size: list[int] | tuple[int, ...] = (60, 60)
     use_spatial_branch: bool = True
     spatial_branch_channels: list[int] | tuple[int, ...] = (64, 128, 256)
@@ -175,9 +180,9 @@ class UneptConfig(PreTrainedConfig):
     direction_loss_weight: float | int = 0.6
     refined_segmentation_loss_weight: float | int = 1.0
     semantic_loss_ignore_index: int = 255
-    loss_reduction: str = "valid"
-    direction_loss_region: str = "predicted"
-    refinement_score: str = "probability"
+    loss_reduction: Literal["valid", "all"] = "valid"
+    direction_loss_region: Literal["predicted", "target"] = "predicted"
+    refinement_score: Literal["probability", "logit"] = "probability"
     boundary_align_corners: bool = False
     ignore_unlabelled_boundaries: bool = True
     min_boundary_class_pixels: int = 0
@@ -234,10 +239,10 @@ class UneptConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        # Overrides take part in the construction, so that what does not fit together is found.
+        # Overrides take part in the construction, so that contradictions are found.
         config_dict = dict(config_dict)
         if "id2label" in kwargs or "label2id" in kwargs:
-            # What the file says of its classes belongs together.
+            # The file's fields of classes belong together.
             for name in ("id2label", "label2id", "num_labels"):
                 config_dict.pop(name, None)
                 if name in kwargs:
@@ -270,7 +275,7 @@ class UneptConfig(PreTrainedConfig):
                 `"unept-resnet50"` and `"unept-deit-base"` are the models of the paper, `"unept-tiny"` a small one; all
                 three with deformable self-attention of the decoder, where the published results have `"pointwise"`.
             **kwargs:
-                Fields that replace those of the preset, such as `num_labels` or `query_grid_size`.
+                Fields that replace the preset's, such as `num_labels` or `query_grid_size`.
 
         Raises:
             ValueError: for an unknown name.
@@ -279,102 +284,70 @@ class UneptConfig(PreTrainedConfig):
             raise ValueError(f"Unknown preset {name!r}; the presets are {', '.join(sorted(PRESETS))}.")
         return cls(**{**copy.deepcopy(PRESETS[name]), **kwargs})
 
-    def validate_sizes(self):
-        """Sizes that have to be positive or to lie within a range."""
-        for name in (
-            "hidden_size",
-            "num_attention_heads",
-            "num_feature_levels",
-            "num_sampling_points",
-            "intermediate_size",
-            "num_channels",
-        ):
+    def validate_fields(self):
+        """Values that are out of range or do not fit together, all in one message."""
+        if problems := list(self._problems()):
+            raise ValueError("\n".join(problems))
+
+    def _problems(self) -> Iterator[str]:
+        sizes = ("hidden_size", "num_attention_heads", "num_feature_levels", "num_sampling_points")
+        for name in (*sizes, "intermediate_size", "num_channels", "num_labels"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} has to be at least 1, got {getattr(self, name)}.")
-        for name in ("encoder_layers", "decoder_layers", "min_boundary_class_pixels", "max_boundary_distance"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} can not be negative, got {getattr(self, name)}.")
-        for name in ("segmentation", "boundary", "direction", "refined_segmentation"):
-            weight = getattr(self, f"{name}_loss_weight")
-            if not 0 <= weight < float("inf"):
-                raise ValueError(f"{name}_loss_weight has to be a finite number of at least 0, got {weight}.")
-        if self.refinement_score == "probability" and not 0 <= self.boundary_threshold <= 1:
-            raise ValueError(f"boundary_threshold is a probability within [0, 1], got {self.boundary_threshold}.")
+                yield f"{name} must be at least 1, got {getattr(self, name)}."
+        weights = [f"{name}_loss_weight" for name in ("segmentation", "boundary", "direction", "refined_segmentation")]
+        counts = ("encoder_layers", "decoder_layers", "min_boundary_class_pixels", "max_boundary_distance")
+        for name in (*counts, *weights):
+            if not 0 <= getattr(self, name) < float("inf"):
+                yield f"{name} must be a finite number of at least 0, got {getattr(self, name)}."
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} has to lie in [0, 1), got {getattr(self, name)}.")
+                yield f"{name} must lie in [0, 1), got {getattr(self, name)}."
+        if self.refinement_score == "probability" and not 0 <= self.boundary_threshold <= 1:
+            yield f"boundary_threshold is a probability within [0, 1], got {self.boundary_threshold}."
+        if self.activation_function not in ACT2FN:
+            yield f"activation_function={self.activation_function!r} is not known to transformers."
         if len(self.query_grid_size) != 2 or min(self.query_grid_size) < 1:
-            raise ValueError(f"query_grid_size has to be a positive height and width, got {self.query_grid_size}.")
-
-    def validate_channels(self):
-        """Widths that have to agree."""
-        if self.hidden_size % self.num_attention_heads != 0:
-            raise ValueError(
+            yield f"query_grid_size must be a positive height and width, got {self.query_grid_size}."
+        if self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads:
+            yield (
                 f"num_attention_heads={self.num_attention_heads} does not divide hidden_size={self.hidden_size}: "
                 "change one of the two."
             )
-        if self.hidden_size % 4 != 0:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} has to be a multiple of 4, because the sine position embedding gives "
+        if self.hidden_size % 4:
+            yield (
+                f"hidden_size={self.hidden_size} must be a multiple of 4, because the sine position embedding gives "
                 "half of it to rows and half to columns, each as sine and cosine pairs."
             )
-        if len(self.spatial_branch_channels) == 0 or min(self.spatial_branch_channels) < 1:
-            raise ValueError(
-                f"spatial_branch_channels={self.spatial_branch_channels} has to name at least one positive width."
+        channels = tuple(self.spatial_branch_channels)
+        if min(channels, default=0) < 1 or (self.use_spatial_branch and channels[-1] != self.hidden_size):
+            yield (
+                f"spatial_branch_channels={channels} must be positive widths that end with "
+                f"hidden_size={self.hidden_size}, because the output of the branch is added to the queries."
             )
-        if self.use_spatial_branch and self.spatial_branch_channels[-1] != self.hidden_size:
-            raise ValueError(
-                f"spatial_branch_channels={tuple(self.spatial_branch_channels)} has to end with "
-                f"hidden_size={self.hidden_size}, because its output is added to the queries."
-            )
-
-    def validate_choices(self):
-        """Fields that take one of a few values."""
-        for name, choices in {
-            "decoder_self_attention": ("pointwise", "dense", "deformable"),
-            "loss_reduction": ("valid", "all"),
-            "direction_loss_region": ("predicted", "target"),
-            "refinement_score": ("probability", "logit"),
-        }.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} has to be one of {choices}, got {getattr(self, name)!r}.")
-        if self.activation_function not in ACT2FN:
-            raise ValueError(f"activation_function={self.activation_function!r} is not known to transformers.")
         if self.use_boundary_heads and not self.use_spatial_branch:
-            raise ValueError(
+            yield (
                 "use_boundary_heads=True needs use_spatial_branch=True, because the heads read the spatial branch: "
                 "set use_boundary_heads=False or use_spatial_branch=True."
             )
-
-    def validate_labels(self):
-        """There are classes, and the ignored label is none of them."""
-        if self.num_labels < 1:
-            raise ValueError(f"num_labels has to be at least 1, got {self.num_labels}.")
-        if 0 <= self.semantic_loss_ignore_index < self.num_labels:
-            raise ValueError(
+        if 0 <= self.semantic_loss_ignore_index < (self.num_labels or 0):
+            yield (
                 f"semantic_loss_ignore_index={self.semantic_loss_ignore_index} is one of the {self.num_labels} "
                 "classes (num_labels): choose another, for example -100."
             )
-
-    def validate_backbone(self):
-        """The backbone has to give as many maps as there are pyramid levels."""
-        out_indices = getattr(self.backbone_config, "out_indices", None)
+        backbone: Any = self.backbone_config
+        out_indices = getattr(backbone, "out_indices", None)
         if out_indices is None:
-            raise ValueError(
-                f"backbone_config of type {self.backbone_config.model_type!r} is not a backbone: it has no "
-                "out_indices. Use a timm_backbone or a transformers backbone configuration."
+            yield (
+                f"backbone_config of type {backbone.model_type!r} is not a backbone: it has no out_indices. Use a "
+                "timm_backbone or a transformers backbone configuration."
             )
-        if len(out_indices) < self.num_feature_levels:
-            raise ValueError(
+        elif len(out_indices) < self.num_feature_levels:
+            yield (
                 f"num_feature_levels={self.num_feature_levels}, but backbone_config gives {len(out_indices)} feature "
                 f"map(s) (out_indices={list(out_indices)}): name more out_indices or lower num_feature_levels."
             )
-        backbone_channels = getattr(self.backbone_config, "num_channels", self.num_channels)
-        if backbone_channels != self.num_channels:
-            raise ValueError(
-                f"num_channels={self.num_channels}, but backbone_config takes {backbone_channels}: set num_channels "
-                "in both."
+        if getattr(backbone, "num_channels", self.num_channels) != self.num_channels:
+            yield (
+                f"num_channels={self.num_channels}, but backbone_config takes {backbone.num_channels}: set "
+                "num_channels in both."
             )
-
-
-__all__ = ["UneptConfig"]

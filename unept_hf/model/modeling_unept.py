@@ -1,51 +1,55 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
-UN-EPT: backbone, context branch, spatial branch, decoder, heads and loss, in the order in which an image meets them.
+UN-EPT: context branch, spatial branch, decoder, heads and the whole model, in the order in which an image meets them.
 
 Source: Zhu et al., "A Unified Efficient Pyramid Transformer for Semantic Segmentation", ICCV Workshops 2021.
 """
 
-import functools
-import json
 import math
-import pickle
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, TypeAlias
 
-import timm
 import torch
-from safetensors.torch import load_file
-from timm.layers import Format, to_2tuple
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoBackbone, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, logging
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
-from .boundary import DIRECTIONS, boundary_targets, refine_logits
+from .backbone_unept import (
+    backbone_feature_maps,
+    check_state_dict,
+    create_backbone,
+    pretrained_timm_weights,
+    probe_backbone,
+    read_state_dict,
+    timm_backbone_weights,
+)
+from .boundary import DIRECTIONS, boundary_targets
 from .configuration_unept import UneptConfig
 from .deformable_attention import (
     deformable_attention,
     multi_scale_deformable_attention,
     sampling_locations_and_weights,
 )
+from .loss_unept import segmentation_loss
 
+
+__all__ = ["UneptForSemanticSegmentation", "UneptModel", "UneptPreTrainedModel"]
 
 logger = logging.get_logger(__name__)
 
-SpatialShapes = list[tuple[int, int]]
-# What backbones raise for arguments, or sizes of images, that they do not take.
-BACKBONE_ERRORS = (AssertionError, IndexError, RuntimeError, TypeError, ValueError)
+SpatialShapes: TypeAlias = list[tuple[int, int]]
+# Attention weights and sampling locations, or None where nobody asked for them.
+Samples: TypeAlias = tuple[Tensor, Tensor] | None
 
 
 @dataclass
@@ -69,7 +73,7 @@ class UneptModelOutput(ModelOutput):
             Weights of each deformable attention, encoder before decoder, of shape
             `(batch_size, queries, num_attention_heads, levels, num_sampling_points)`.
         sampling_locations (`tuple[torch.Tensor]`, *optional*, with `output_attentions=True`):
-            Where those samples are taken, (x, y) as fractions of the level, of shape
+            Locations of these samples, (x, y) as fractions of the level, of shape
             `(batch_size, queries, num_attention_heads, levels, num_sampling_points, 2)`.
     """
 
@@ -85,7 +89,7 @@ class UneptModelOutput(ModelOutput):
 @dataclass
 class UneptSemanticSegmenterOutput(ModelOutput):
     r"""
-    Output of [`UneptForSemanticSegmentation`]. Height and width are those of the image, divided by the query stride 8.
+    Output of [`UneptForSemanticSegmentation`]. Height and width are the image's, divided by the query stride 8.
 
     Args:
         loss (`torch.Tensor` of shape `()`, *optional*, with `labels`):
@@ -100,8 +104,8 @@ class UneptSemanticSegmenterOutput(ModelOutput):
             Logits of the directions that lead away from the nearest boundary; `None` without boundary heads.
         logits_sizes (`torch.Tensor` of shape `(batch_size, 2)`, *optional*, with `image_sizes`):
             Rows and columns of the logits that each image of a padded batch covers, float32.
-        hidden_states, attentions, sampling_locations:
-            See [`UneptModelOutput`].
+        hidden_states, attentions, sampling_locations (`tuple[torch.Tensor]`, *optional*):
+            As in [`UneptModelOutput`].
     """
 
     loss: Tensor | None = None
@@ -115,160 +119,10 @@ class UneptSemanticSegmenterOutput(ModelOutput):
     sampling_locations: tuple[Tensor, ...] | None = None
 
 
-@contextmanager
-def plain_tensors(name: str) -> Iterator[None]:
-    """
-    For a block that loads from a file or a folder, `name`. PyTorch and timm refuse what is more than tensors with the
-    advice to load it without checks (`weights_only=False`), which runs whatever code the file names: it is not passed
-    on.
-
-    Raises:
-        ValueError: in place of their errors.
-    """
-    try:
-        yield
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        # timm has a RuntimeError of its own for this.
-        if not isinstance(error, pickle.UnpicklingError) and "weights_only" not in str(error):
-            raise
-        raise ValueError(
-            f"{name} is not plain tensors, and cannot be loaded safely: it is damaged, or holds Python objects, which "
-            "can run code. Get it as .safetensors, or from another source."
-        ) from None
-
-
-def timm_arguments(config: UneptConfig) -> dict:
-    """Arguments of `timm.create_model` that a TimmBackboneConfig drops, so they travel in its `model_args`."""
-    model_args = dict(getattr(config.backbone_config, "model_args", None) or {})
-    if "dynamic_img_size" not in model_args:
-        with torch.device("meta"):
-            probe = timm.create_model(config.backbone_config.backbone)
-        # Vision transformers of timm take one image size only, unless they are told otherwise.
-        if hasattr(probe, "dynamic_img_size"):
-            model_args["dynamic_img_size"] = True
-    return model_args
-
-
-def create_backbone(config: UneptConfig) -> PreTrainedModel:
-    """The backbone that `config.backbone_config` describes, with random weights."""
-    backbone_config = config.backbone_config
-    # A choice for the whole model is meant for the decoder: a backbone may not have that attention, or none at all.
-    if backbone_config._attn_implementation == config._attn_implementation != "eager":
-        backbone_config._attn_implementation = None
-    if backbone_config.model_type != "timm_backbone":
-        return AutoBackbone.from_config(backbone_config)
-    try:
-        return AutoBackbone.from_config(backbone_config, **timm_arguments(config))
-    except BACKBONE_ERRORS as error:
-        raise ValueError(
-            f"timm cannot make the backbone_config with backbone={backbone_config.backbone!r}, "
-            f"out_indices={backbone_config.out_indices}, output_stride={backbone_config.output_stride} and "
-            f"model_args={getattr(backbone_config, 'model_args', None)} ({error}). timm.list_models() has the names, "
-            "and timm.create_model(name, features_only=True).feature_info the feature maps."
-        ) from error
-
-
-def backbone_feature_maps(backbone: PreTrainedModel, pixel_values: Tensor, num_levels: int) -> list[Tensor]:
-    """The last `num_levels` maps of a backbone, each `(batch, channels, height, width)`."""
-    # Whatever its own configuration says: only the maps are wanted, and timm backbones have no attentions to give.
-    maps = backbone(pixel_values, output_hidden_states=False, output_attentions=False).feature_maps[-num_levels:]
-    # timm backbones say when their maps are channels-last.
-    if getattr(getattr(backbone, "_backbone", None), "output_fmt", None) == Format.NHWC:
-        maps = [feature_map.permute(0, 3, 1, 2) for feature_map in maps]
-    return list(maps)
-
-
-# Models with one backbone are made again and again, and the meta device is not that fast.
-@functools.lru_cache(maxsize=64)
-@torch.inference_mode(False)
-@torch.enable_grad()
-def probe_backbone(
-    backbone_config: str, num_channels: int, num_feature_levels: int, query_stride: int
-) -> tuple[int, tuple[int, int] | None, tuple[str, ...]]:
-    """
-    Runs a backbone on the meta device, where nothing is computed, to learn what no configuration tells.
-
-    Args:
-        backbone_config: its configuration as JSON.
-        num_channels, num_feature_levels, query_stride: those of the [`UneptConfig`].
-
-    Returns:
-        What height and width of an image must be multiples of; the only (height, width) that the backbone takes, or
-        `None` if it takes every multiple; and the names of the parameters on which no feature map depends.
-
-    Raises:
-        ValueError: when the feature maps do not cover an image evenly, or when a timm backbone takes images of one
-            size only and `model_args` does not name that size.
-    """
-    config = UneptConfig(
-        backbone_config=json.loads(backbone_config), num_channels=num_channels, num_feature_levels=num_feature_levels
-    )
-    with torch.device("meta"):
-        backbone = create_backbone(config).eval()
-    if backbone.config.model_type == "timm_backbone":
-        name = backbone.config.backbone
-        named_size = (getattr(backbone.config, "model_args", None) or {}).get("img_size")
-        size = to_2tuple(named_size or backbone._backbone.pretrained_cfg["input_size"][-2:])
-    else:
-        name = backbone.config.model_type
-        named_size = getattr(backbone.config, "image_size", None)
-        size = to_2tuple(named_size) if named_size else None
-    problem = None
-
-    def feature_maps(height: int, width: int) -> list[Tensor]:
-        pixel_values = torch.empty(1, num_channels, height, width, device="meta")
-        return backbone_feature_maps(backbone, pixel_values, num_feature_levels)
-
-    def find_strides(height: int, width: int) -> list[int] | None:
-        nonlocal problem
-        try:
-            shapes = [tuple(feature_map.shape[-2:]) for feature_map in feature_maps(height, width)]
-        except BACKBONE_ERRORS as error:
-            problem = str(error) or type(error).__name__
-            return None
-        if any(height * columns != width * rows or height % rows for rows, columns in shapes):
-            problem = f"it makes maps of {', '.join(f'{rows} x {columns}' for rows, columns in shapes)} from an image "
-            problem += f"of {height} x {width}"
-            return None
-        return [height // rows for rows, _ in shapes]
-
-    # A multiple of 12, 14 and 64, so of nearly every stride; else the size for which a backbone has its position
-    # embeddings.
-    strides = find_strides(1344, 1344)
-    if strides is None and size is not None:
-        strides = find_strides(*size)
-        if strides and backbone.config.model_type == "timm_backbone":
-            # From one size, a map that was rounded off looks like a map of another stride.
-            strides = backbone._backbone.feature_info.reduction()[-num_feature_levels:]
-    if strides is None:
-        raise ValueError(
-            f"The feature maps of the backbone {name!r} must cover an image evenly, but: {problem}. Choose another "
-            "backbone."
-        )
-    stride = math.lcm(query_stride, *strides)
-    # In some backbones whole windows must fill a map: sides of 5 and 7 times a candidate show it.
-    candidates = (multiple * stride for multiple in range(1, 17))
-    divisor = next((side for side in candidates if find_strides(5 * side, 7 * side) == strides), None)
-    if divisor is not None:
-        size = None
-    elif named_size and not (size[0] % stride or size[1] % stride):
-        divisor = stride
-    else:
-        raise ValueError(
-            f"The backbone {name!r} takes images of one size only ({problem}). Name the size of your crops, in "
-            f"multiples of {stride}, as backbone_config={{..., 'model_args': {{'img_size': {14 * stride}}}}}, or "
-            "choose a backbone that takes any size."
-        )
-    trainable = {name: parameter for name, parameter in backbone.named_parameters() if parameter.requires_grad}
-    maps = feature_maps(*(size or (2 * divisor, 2 * divisor)))
-    gradients = torch.autograd.grad([feature_map.sum() for feature_map in maps], trainable.values(), allow_unused=True)
-    return divisor, size, tuple(name for name, gradient in zip(trainable, gradients) if gradient is None)
-
-
 def sine_position_embedding(height: int, width: int, hidden_size: int, device: torch.device) -> Tensor:
     """
     Sine position embedding, float32 `(height * width, hidden_size)`: the first half of the features encodes the row,
-    the second the column, both counted from 1 and normalised to 2 pi.
+    the second the column, both counted from 1 and normalized to 2 pi.
 
     Source: "Attention Is All You Need", section 3.5, in two dimensions as in DETR.
     """
@@ -276,7 +130,7 @@ def sine_position_embedding(height: int, width: int, hidden_size: int, device: t
     wavelengths = 10000 ** (2 * (features // 2) / (hidden_size // 2))
     is_sine = features % 2 == 0
 
-    def encode(size):
+    def encode(size: int) -> Tensor:
         coordinates = torch.arange(1, size + 1, device=device, dtype=torch.float32) / (size + 1e-6) * (2 * math.pi)
         angles = coordinates[:, None] / wavelengths
         return torch.where(is_sine, angles.sin(), angles.cos())
@@ -287,7 +141,7 @@ def sine_position_embedding(height: int, width: int, hidden_size: int, device: t
 
 
 def cell_centers(spatial_shapes: SpatialShapes, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Centres of the cells of all levels as (x, y) fractions, `(1, sum of height * width, 1, 2)`."""
+    """Centers of the cells of all levels as (x, y) fractions, `(1, sum of height * width, 1, 2)`."""
     centers = []
     for height, width in spatial_shapes:
         y = (torch.arange(height, device=device, dtype=dtype) + 0.5) / height
@@ -317,7 +171,7 @@ class UneptDeformableAttention(nn.Module):
         spatial_shapes: SpatialShapes,
         reference_points: Tensor,
         output_attentions: bool = False,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    ) -> tuple[Tensor, Samples]:
         """The output, and with `output_attentions` the weights and locations of its samples."""
         batch, queries, _ = hidden_states.shape
         shape = (batch, queries, self.num_heads, self.num_levels, self.num_points)
@@ -335,7 +189,7 @@ class UneptDeformableAttention(nn.Module):
 class UneptPointwiseAttention(nn.Module):
     """
     Decoder self-attention of the original code for one image. It attends along the batch, so a lone query sees itself
-    with weight 1, and what is left are the value and output projections.
+    with weight 1, and only the value and output projections remain.
     """
 
     def __init__(self, config: UneptConfig):
@@ -416,7 +270,7 @@ class UneptMLP(nn.Module):
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if hidden_states.device.type != "cpu" or torch.is_grad_enabled() or traced:
             return self._feed_forward(hidden_states)
-        # What lies between the two layers is several times as large as the input; in pieces it stays in the cache.
+        # Between the two layers, features are several times as large as the input; in pieces they stay in the cache.
         pieces = hidden_states.flatten(0, -2).split(1024)
         return torch.cat([self._feed_forward(piece) for piece in pieces]).view_as(hidden_states)
 
@@ -439,7 +293,7 @@ class UneptEncoderLayer(GradientCheckpointingLayer):
         spatial_shapes: SpatialShapes,
         reference_points: Tensor,
         output_attentions: bool = False,
-    ) -> tuple[Tensor, tuple]:
+    ) -> tuple[Tensor, tuple[Samples, ...]]:
         # The position is added to the query alone; the value is the plain pyramid.
         attention_output, samples = self.self_attn(
             hidden_states + position_embeddings, hidden_states, spatial_shapes, reference_points, output_attentions
@@ -453,6 +307,7 @@ class UneptDecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: UneptConfig):
         super().__init__()
+        self.self_attn: nn.Module
         if config.decoder_self_attention == "deformable":
             self.self_attn = UneptDeformableAttention(config, num_levels=1)
         elif config.decoder_self_attention == "dense":
@@ -474,22 +329,22 @@ class UneptDecoderLayer(GradientCheckpointingLayer):
         query_shape: tuple[int, int],
         reference_points: Tensor,
         output_attentions: bool = False,
-    ) -> tuple[Tensor, tuple]:
-        samples = ()
+    ) -> tuple[Tensor, tuple[Samples, ...]]:
+        samples: tuple[Samples, ...] = ()
         if isinstance(self.self_attn, UneptDeformableAttention):
             attention_output, self_samples = self.self_attn(
                 hidden_states, hidden_states, [query_shape], reference_points, output_attentions
             )
-            samples += (self_samples,)
+            samples = (self_samples,)
         else:
             attention_output = self.self_attn(hidden_states)
         hidden_states = self.self_attn_layer_norm(hidden_states + self.dropout(attention_output))
         attention_output, cross_samples = self.cross_attn(
             hidden_states, encoder_hidden_states, spatial_shapes, reference_points, output_attentions
         )
-        samples += (cross_samples,)
         hidden_states = self.cross_attn_layer_norm(hidden_states + self.dropout(attention_output))
-        return self.final_layer_norm(hidden_states + self.dropout(self.mlp(hidden_states))), samples
+        hidden_states = self.final_layer_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
+        return hidden_states, (*samples, cross_samples)
 
 
 class ContiguousGradient(torch.autograd.Function):
@@ -543,137 +398,12 @@ class UneptBoundaryHead(nn.Sequential):
         )
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """
-    Reads a safetensors file or a checkpoint of PyTorch: a bare state dict, one of mmcv (`state_dict`, with the
-    optimizer beside it) or of DeiT (`model`). No code in a pickle is run. The prefix `module.` of data-parallel
-    training is removed.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: for a file that is broken, is no checkpoint, or holds more than tensors and plain values.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint {path}.")
-    try:
-        if path.suffix == ".safetensors":
-            checkpoint = load_file(path)
-        else:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        if refused := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ValueError(
-                f"{path} holds Python objects ({refused[1]}) beside the weights. They are not loaded, because that "
-                "can run code: save its state dict alone, with torch.save(state_dict, path)."
-            ) from None
-        reason = (str(error).splitlines() or ["no reason given"])[0]
-        if isinstance(error, pickle.UnpicklingError):
-            # PyTorch's own words advise to load it without checks.
-            reason = "it is not plain tensors, and cannot be loaded safely"
-        kind = "safetensors file" if path.suffix == ".safetensors" else "PyTorch checkpoint"
-        raise ValueError(
-            f"{path} is not a {kind}, or is incomplete ({type(error).__name__}: {reason}). Download it again."
-        ) from None
-    for key in ("state_dict", "model"):
-        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
-            checkpoint = checkpoint[key]
-            break
-    if not isinstance(checkpoint, dict) or not checkpoint:
-        raise ValueError(f"{path} holds no state dict, neither at the top nor under 'state_dict' or 'model'.")
-    if not all(isinstance(key, str) for key in checkpoint):
-        raise ValueError(f"{path} holds no state dict: its keys are no names of weights.")
-    strangers = [key for key, value in checkpoint.items() if not isinstance(value, Tensor)]
-    if strangers:
-        raise ValueError(f"{path}: these entries of the state dict are no tensors: {first_five(strangers)}.")
-    not_finite = [key for key, value in checkpoint.items() if not value.isfinite().all()]
-    if not_finite:
-        raise ValueError(f"{path}: these weights hold NaN or infinite values: {first_five(not_finite)}.")
-    return {key.removeprefix("module."): value for key, value in checkpoint.items()}
-
-
-def first_five(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
-
-
-def check_state_dict(state_dict: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """
-    Raises:
-        ValueError: that counts the keys that are missing, unexpected or of another shape, and names the first ones.
-    """
-    problems = {
-        # Counters of batches have no effect; old checkpoints and frozen batch norms lack them.
-        "missing": [key for key in expected if key not in state_dict and not key.endswith("num_batches_tracked")],
-        "unexpected": [key for key in state_dict if key not in expected and not key.endswith("num_batches_tracked")],
-        "of another shape": [
-            f"{key} ({tuple(value.shape)} instead of {tuple(expected[key].shape)})"
-            for key, value in state_dict.items()
-            if key in expected and value.shape != expected[key].shape
-        ],
-    }
-    if any(problems.values()):
-        found = "; ".join(f"{len(keys)} {problem}: {first_five(keys)}" for problem, keys in problems.items() if keys)
-        raise ValueError(f"The checkpoint has {len(state_dict)} weights, the model {len(expected)}: {found}.")
-
-
-def pretrained_timm_weights(config: UneptConfig, **kwargs) -> dict[str, Tensor]:
-    """The state dict of the timm backbone of `config` with pretrained weights; `kwargs` can say which."""
-    backbone_config = config.backbone_config
-    # Not through TimmBackbone, whose constructor sets the statistics of batch norms back.
-    with plain_tensors(f"What timm has for {backbone_config.backbone!r}"):
-        features = timm.create_model(
-            backbone_config.backbone,
-            pretrained=True,
-            features_only=True,
-            in_chans=config.num_channels,
-            out_indices=backbone_config.out_indices,
-            output_stride=backbone_config.output_stride,
-            **timm_arguments(config),
-            **kwargs,
-        )
-    return {f"_backbone.{key}": value for key, value in features.state_dict().items()}
-
-
-def timm_backbone_weights(config: UneptConfig, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """
-    The state dict of the timm backbone of `config`, from the weights of a classifier of timm, under timm's names or in
-    timm's order. timm itself drops the classifier, resizes position embeddings and renames weights of older files.
-
-    Raises:
-        ValueError: when the weights do not fit.
-    """
-    backbone_config = config.backbone_config
-    model_args = dict(getattr(backbone_config, "model_args", None) or {}, in_chans=config.num_channels)
-    pretrained_cfg = timm.get_pretrained_cfg(backbone_config.backbone).to_dict()
-    with torch.device("meta"):
-        expected = timm.create_model(backbone_config.backbone, **model_args).state_dict()
-    # Another implementation of the same network: each weight must be of the kind and shape of its counterpart, the
-    # classifier included, so that no permutation passes unseen.
-    if not state_dict.keys() & expected.keys() and len(state_dict) == len(expected):
-        kinds = [[(key.split(".")[-1], value.shape) for key, value in d.items()] for d in (state_dict, expected)]
-        if kinds[0] == kinds[1]:
-            state_dict = dict(zip(expected, state_dict.values()))
-    classifiers = to_2tuple(pretrained_cfg.get("classifier") or ())
-    num_classes = next((len(state_dict[key]) for c in classifiers if (key := f"{c}.weight") in state_dict), 0)
-    source = {**pretrained_cfg, "state_dict": state_dict, "num_classes": num_classes, "label_offset": 0}
-    try:
-        # With the classes of the checkpoint timm is strict; with a backbone alone it is not.
-        timm.create_model(
-            backbone_config.backbone, pretrained=True, pretrained_cfg=source, num_classes=num_classes, **model_args
-        )
-    except Exception as error:
-        check_state_dict(state_dict, expected)
-        raise ValueError(f"timm cannot load the checkpoint as {backbone_config.backbone!r} ({error}).") from error
-    return pretrained_timm_weights(config, pretrained_cfg=source)
-
-
 class UneptPreTrainedModel(PreTrainedModel):
     config: UneptConfig
     config_class = UneptConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["TimmBackbone", "UneptEncoderLayer", "UneptDecoderLayer", "UneptSpatialBranch"]
     _supports_sdpa = True
@@ -681,7 +411,7 @@ class UneptPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # forward takes **kwargs, but does not divide its loss by the items of an accumulated batch: Trainer has to.
+    # forward takes **kwargs, but does not divide its loss by the items of an accumulated batch: Trainer must.
     accepts_loss_kwargs = False
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
@@ -691,7 +421,7 @@ class UneptPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """The initialisation of the original code: PyTorch's defaults, but for the context branch."""
+        """The initialization of the original code: PyTorch's defaults, but for the context branch."""
         super()._init_weights(module)
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             if isinstance(module, nn.Conv2d):
@@ -702,11 +432,11 @@ class UneptPreTrainedModel(PreTrainedModel):
                 bound = 1 / math.sqrt(module.weight[0].numel())
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, UneptDeformableAttention):
-            for projection in (module.value_proj, module.output_proj):
-                init.zeros_(projection.bias)
-            for projection in (module.sampling_offsets, module.attention_weights):
-                init.zeros_(projection.weight)
-                init.zeros_(projection.bias)
+            for linear in (module.value_proj, module.output_proj):
+                init.zeros_(linear.bias)
+            for linear in (module.sampling_offsets, module.attention_weights):
+                init.zeros_(linear.weight)
+                init.zeros_(linear.bias)
             # Head h looks in direction 2 pi h / heads, point p at distance p + 1 (Deformable DETR, section A.4).
             angles = torch.arange(module.num_heads, dtype=torch.float32) * (2 * math.pi / module.num_heads)
             ring = torch.stack((angles.cos(), angles.sin()), dim=-1)
@@ -715,19 +445,22 @@ class UneptPreTrainedModel(PreTrainedModel):
             offsets = (ring * distances).expand(-1, module.num_levels, -1, -1)
             init.copy_(module.sampling_offsets.bias, offsets.flatten())
         elif isinstance(module, (UneptPointwiseAttention, UneptDenseAttention)):
-            for name, projection in module.named_children():
+            for name, child in module.named_children():
+                assert isinstance(child, nn.Linear)
                 if name != "out_proj":
                     # The original keeps query, key and value projection in one (3 C, C) matrix.
-                    bound = math.sqrt(6 / (4 * projection.in_features))
-                    init.uniform_(projection.weight, -bound, bound)
-                init.zeros_(projection.bias)
+                    bound = math.sqrt(6 / (4 * child.in_features))
+                    init.uniform_(child.weight, -bound, bound)
+                init.zeros_(child.bias)
         elif isinstance(module, UneptModel):
             init.normal_(module.level_embed)
             init.normal_(module.query_embeddings)
 
     if not hasattr(PreTrainedModel, "activation_checkpointing_enable"):
-        # The names of transformers 5.24 and later, for those before. The old ones go with transformers 6.
-        def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None) -> None:
+        # The names of transformers 5.24 and later, for earlier versions. The old names go with transformers 6.
+        def activation_checkpointing_enable(  # type: ignore[override]
+            self, activation_checkpointing_kwargs: dict | None = None
+        ) -> None:
             self.gradient_checkpointing_enable(activation_checkpointing_kwargs)
 
         def activation_checkpointing_disable(self) -> None:
@@ -740,14 +473,14 @@ class UneptPreTrainedModel(PreTrainedModel):
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs):
         super()._set_gradient_checkpointing(enable, *args, **kwargs)
         # TimmBackbone does not pass it on.
-        backbone = self.base_model.backbone
+        backbone: Any = self.base_model.backbone
         if backbone.config.model_type == "timm_backbone":
             features = backbone._backbone
             getattr(features, "model", features).set_grad_checkpointing(enable)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """See `PreTrainedModel.from_pretrained`, which makes every parameter that it loads trainable."""
+        # transformers makes every parameter that it loads trainable.
         loaded = super().from_pretrained(*args, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).base_model.freeze_unused_parameters()
         return loaded
@@ -761,11 +494,11 @@ class UneptPreTrainedModel(PreTrainedModel):
             name (`str`): a preset of [`UneptConfig.from_preset`], which says how it differs from the paper's.
             use_pretrained_backbone (`bool`, *optional*, defaults to `False`):
                 Whether the backbone starts from the weights that timm has for it (ImageNet), which are downloaded.
-            **kwargs: fields that replace those of the preset, such as `num_labels`.
+            **kwargs: fields that replace the preset's, such as `num_labels`.
 
         Raises:
             ValueError: for an unknown name.
-            OSError: when the weights can not be downloaded.
+            OSError: when the weights cannot be downloaded.
         """
         model = cls(UneptConfig.from_preset(name, **kwargs))
         if use_pretrained_backbone:
@@ -785,25 +518,24 @@ class UneptPreTrainedModel(PreTrainedModel):
                 has for this backbone, which are downloaded.
 
         Raises:
-            OSError: when there is no such file, or the weights cannot be downloaded.
-            ValueError: for a file that holds no weights, or weights that do not fit; nothing is loaded then.
+            OSError: when the file does not exist, or the weights cannot be downloaded.
+            ValueError: for a file without weights, or with weights that do not fit; nothing is loaded then.
         """
-        backbone = self.base_model.backbone
+        backbone: Any = self.base_model.backbone
         is_timm = backbone.config.model_type == "timm_backbone"
         if checkpoint is not None:
             path = Path(checkpoint).expanduser()
             state_dict = read_state_dict(path / "model.safetensors" if path.is_dir() else path)
             if is_timm and not state_dict.keys() & backbone.state_dict().keys():
-                state_dict = timm_backbone_weights(self.config, state_dict)
+                state_dict = timm_backbone_weights(backbone.config, state_dict)
         elif is_timm:
-            name = backbone.config.backbone
             try:
-                state_dict = pretrained_timm_weights(self.config)
+                state_dict = pretrained_timm_weights(backbone.config)
             except Exception as error:
                 raise OSError(
-                    f"The pretrained weights of the timm model {name!r} could not be had ({error}). Without network, "
-                    "pass a local file to load_pretrained_backbone(checkpoint) (--backbone_checkpoint), or start from "
-                    "random weights (--use_pretrained_backbone false)."
+                    f"The pretrained weights of the timm model {backbone.config.backbone!r} could not be downloaded "
+                    f"({error}). Without network, pass a local file to load_pretrained_backbone(checkpoint) "
+                    "(--backbone_checkpoint), or start from random weights (--use_pretrained_backbone false)."
                 ) from error
         else:
             raise ValueError(
@@ -820,17 +552,23 @@ class UneptModel(UneptPreTrainedModel):
 
     def __init__(self, config: UneptConfig):
         super().__init__(config)
+        backbone_config = config.backbone_config
+        assert isinstance(backbone_config, PreTrainedConfig)  # whatever UneptConfig was given
         self.size_divisor, self.fixed_image_size, self._unused_backbone_parameters = probe_backbone(
-            config.backbone_config.to_json_string(use_diff=False),
+            backbone_config.to_json_string(use_diff=False),
             config.num_channels,
             config.num_feature_levels,
             config.query_stride,
         )
-        self.backbone = create_backbone(config)
+        # A choice for the whole model is meant for the decoder: a backbone may lack that attention, or any attention.
+        if backbone_config._attn_implementation == config._attn_implementation != "eager":
+            backbone_config._attn_implementation = None
+        self.backbone = create_backbone(backbone_config)
         self.freeze_unused_parameters()
+        channels: Any = self.backbone.channels
         self.input_projections = nn.ModuleList(
-            nn.Conv2d(channels, config.hidden_size, kernel_size=1)
-            for channels in self.backbone.channels[-config.num_feature_levels :]
+            nn.Conv2d(in_channels, config.hidden_size, kernel_size=1)
+            for in_channels in channels[-config.num_feature_levels :]
         )
         self.level_embed = nn.Parameter(torch.empty(config.num_feature_levels, config.hidden_size))
         self.encoder_layers = nn.ModuleList(UneptEncoderLayer(config) for _ in range(config.encoder_layers))
@@ -862,31 +600,23 @@ class UneptModel(UneptPreTrainedModel):
         return F.interpolate(self.query_embeddings, size=(height, width), mode="bicubic", align_corners=False)
 
     def _check_pixel_values(self, pixel_values: Tensor) -> None:
-        if not isinstance(pixel_values, Tensor):
-            raise ValueError(
-                f"pixel_values has to be a tensor, got {type(pixel_values).__name__}. UneptImageProcessor makes it "
-                'with return_tensors="pt".'
-            )
-        if pixel_values.dim() != 4 or pixel_values.shape[1] != self.config.num_channels:
-            raise ValueError(
-                f"pixel_values has to be (batch, {self.config.num_channels}, height, width), got "
-                f"{tuple(pixel_values.shape)}. UneptImageProcessor makes it from images of any mode."
-            )
-        if not pixel_values.is_floating_point():
-            raise ValueError(f"pixel_values has to be of a floating point dtype, got {pixel_values.dtype}.")
-        height, width = pixel_values.shape[-2:]
-        if height % self.size_divisor or width % self.size_divisor or height == 0 or width == 0:
-            raise ValueError(
-                f"pixel_values of height {height} and width {width}: both have to be positive multiples of "
-                f"{self.size_divisor}, the stride of the model. Resize or pad the image; UneptImageProcessor does "
-                f"with size_divisor={self.size_divisor}."
-            )
-        if self.fixed_image_size is not None and (height, width) != self.fixed_image_size:
-            rows, columns = self.fixed_image_size
-            raise ValueError(
-                f"pixel_values of height {height} and width {width}: the backbone takes images of {rows} x {columns} "
-                f"only. UneptImageProcessor makes them with size={{'height': {rows}, 'width': {columns}}}."
-            )
+        divisor, shape, size = self.size_divisor, tuple(pixel_values.shape), self.fixed_image_size
+        if (
+            len(shape) == 4
+            and shape[1] == self.config.num_channels
+            and all(side > 0 and side % divisor == 0 for side in shape[2:])
+            and size in (None, shape[2:])
+            and pixel_values.is_floating_point()
+        ):
+            return
+        sides, option = f"positive multiples of {divisor}", f"size_divisor={divisor}"
+        if size is not None:
+            sides, option = f"{size[0]} x {size[1]}", f"size={{'height': {size[0]}, 'width': {size[1]}}}"
+        raise ValueError(
+            f"pixel_values must be (batch, {self.config.num_channels}, height, width) of a floating point dtype, with "
+            f"height and width {sides}, which the model needs, got {shape} of {pixel_values.dtype}: "
+            f"UneptImageProcessor with {option} makes them from any image."
+        )
 
     @can_return_tuple
     def forward(
@@ -894,14 +624,14 @@ class UneptModel(UneptPreTrainedModel):
         pixel_values: Tensor,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> UneptModelOutput:
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised images. Height and width have to be multiples of the model's stride, `size_divisor`.
-            output_attentions, output_hidden_states, return_dict:
-                See [`UneptModelOutput`].
+                Normalized images. Height and width must be multiples of the model's stride, `size_divisor`.
+            output_attentions, output_hidden_states (`bool`, *optional*):
+                Whether the output has these; the configuration's choice by default.
 
         Returns:
             [`UneptModelOutput`], or a tuple of its values with `return_dict=False`.
@@ -916,12 +646,12 @@ class UneptModel(UneptPreTrainedModel):
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        # Half precision can not tell neighbouring cells apart.
+        # Half precision cannot tell neighboring cells apart.
         location_dtype = torch.promote_types(pixel_values.dtype, torch.float32)
 
         feature_maps = backbone_feature_maps(self.backbone, pixel_values, self.config.num_feature_levels)
         levels = [projection(feature_map) for projection, feature_map in zip(self.input_projections, feature_maps)]
-        spatial_shapes = [tuple(level.shape[-2:]) for level in levels]
+        spatial_shapes = [(level.shape[2], level.shape[3]) for level in levels]
         hidden_states = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
         position_embeddings = torch.cat(
             [
@@ -931,14 +661,16 @@ class UneptModel(UneptPreTrainedModel):
             ]
         ).to(hidden_states.dtype)
         reference_points = cell_centers(spatial_shapes, hidden_states.device, location_dtype)
-        all_hidden_states, all_samples = (hidden_states,) if output_hidden_states else None, ()
+        all_hidden_states: list[Tensor] = [hidden_states] if output_hidden_states else []
+        all_samples: list[tuple[Tensor, Tensor]] = []
         for encoder_layer in self.encoder_layers:
             hidden_states, samples = encoder_layer(
                 hidden_states, position_embeddings, spatial_shapes, reference_points, output_attentions
             )
-            all_samples += samples
+            if output_attentions:
+                all_samples += samples
             if output_hidden_states:
-                all_hidden_states += (hidden_states,)
+                all_hidden_states.append(hidden_states)
         encoder_hidden_states = hidden_states
 
         query_shape = (height // self.config.query_stride, width // self.config.query_stride)
@@ -958,107 +690,19 @@ class UneptModel(UneptPreTrainedModel):
                 reference_points,
                 output_attentions,
             )
-            all_samples += samples
+            if output_attentions:
+                all_samples += samples
             if output_hidden_states:
-                all_hidden_states += (hidden_states,)
+                all_hidden_states.append(hidden_states)
         return UneptModelOutput(
             last_hidden_state=hidden_states,
             encoder_last_hidden_state=encoder_hidden_states,
             spatial_features=spatial_features,
             query_shape=query_shape,
-            hidden_states=all_hidden_states,
+            hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
             attentions=tuple(weights for weights, _ in all_samples) if output_attentions else None,
             sampling_locations=tuple(locations for _, locations in all_samples) if output_attentions else None,
         )
-
-
-def mean_over_processes(counts: Tensor) -> Tensor:
-    """
-    The mean of each count over the processes that train together. A loss divided by it instead of by the process's own
-    count has, after data parallelism has averaged the gradients, those of one process with the whole batch.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return counts
-    counts = counts.float()
-    torch.distributed.all_reduce(counts)
-    return counts / torch.distributed.get_world_size()
-
-
-def segmentation_cross_entropy(logits: Tensor, labels: Tensor, config: UneptConfig, training: bool = False) -> Tensor:
-    """Cross entropy over the labelled pixels; a mean over those, or over all pixels (`config.loss_reduction`)."""
-    ignore_index = config.semantic_loss_ignore_index
-    loss = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-    if config.loss_reduction == "all":
-        return loss / max(labels.numel(), 1)
-    count = (labels != ignore_index).sum()
-    count = mean_over_processes(count) if training else count
-    return loss / torch.where(count > 0, count, 1)
-
-
-def balanced_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int, training: bool = False) -> Tensor:
-    """Mean cross entropy, weighted by one minus the frequency of the label in the batch. Zero if no pixel counts."""
-    counts = torch.stack([(labels == label).sum() for label in range(logits.shape[1])])
-    counts = mean_over_processes(counts) if training else counts
-    total = counts.sum()
-    weights = (1 - counts / torch.where(total > 0, total, 1)).to(logits.dtype)
-    loss = F.cross_entropy(logits, labels, weight=weights, ignore_index=ignore_index, reduction="sum")
-    return loss / (weights * counts).sum().clamp(min=torch.finfo(logits.dtype).eps)
-
-
-def segmentation_loss(
-    logits: Tensor,
-    labels: Tensor,
-    config: UneptConfig,
-    boundary_logits: Tensor | None = None,
-    direction_logits: Tensor | None = None,
-    boundary_map: Tensor | None = None,
-    direction_map: Tensor | None = None,
-    training: bool = False,
-) -> dict[str, Tensor]:
-    """
-    The unweighted terms of the loss (section 3.4). Each is finite and differentiable, also when no pixel counts.
-
-    Args:
-        logits: `(batch, num_labels, h, w)`.
-        labels: `(batch, height, width)`, int64.
-        config: has the ignored label and the conventions.
-        boundary_logits: `(batch, 2, h, w)`; without them the segmentation term is all there is.
-        direction_logits: `(batch, 8, h, w)`.
-        boundary_map: `(batch, height, width)`, int64, 0 or 1 or ignored.
-        direction_map: `(batch, height, width)`, int64, 0..7 or ignored.
-        training: whether pixels are counted over all processes of `torch.distributed`, each of which has a share of
-            the batch and has to call this.
-
-    Returns:
-        `segmentation` and, with boundary logits, `boundary`, `direction` and `refined_segmentation`; float32 `()`.
-    """
-    ignore_index = config.semantic_loss_ignore_index
-
-    def upsample(tensor, align_corners):
-        tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-        return F.interpolate(tensor, size=labels.shape[-2:], mode="bilinear", align_corners=align_corners)
-
-    logits = upsample(logits, align_corners=False)
-    losses = {"segmentation": segmentation_cross_entropy(logits, labels, config, training)}
-    if boundary_logits is None:
-        return losses
-    boundary_logits = upsample(boundary_logits, align_corners=config.boundary_align_corners)
-    direction_logits = upsample(direction_logits, align_corners=config.boundary_align_corners)
-    losses["boundary"] = balanced_cross_entropy(boundary_logits, boundary_map, ignore_index, training)
-
-    boundary_probability = boundary_logits.detach().softmax(dim=1)[:, 1]
-    if config.direction_loss_region == "predicted":
-        region = boundary_probability > config.boundary_threshold
-    else:
-        region = boundary_map == 1
-    losses["direction"] = balanced_cross_entropy(
-        direction_logits, torch.where(region, direction_map, ignore_index), ignore_index, training
-    )
-
-    score = boundary_probability if config.refinement_score == "probability" else boundary_logits[:, 1]
-    refined_logits = refine_logits(logits, score > config.boundary_threshold, direction_logits.argmax(dim=1))
-    losses["refined_segmentation"] = segmentation_cross_entropy(refined_logits, labels, config, training)
-    return losses
 
 
 class UneptForSemanticSegmentation(UneptPreTrainedModel):
@@ -1067,32 +711,11 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
     def __init__(self, config: UneptConfig):
         super().__init__(config)
         self.model = UneptModel(config)
+        assert config.num_labels is not None
         self.classifier = nn.Conv2d(config.hidden_size, config.num_labels, kernel_size=1)
         self.boundary_head = UneptBoundaryHead(config, 2) if config.use_boundary_heads else None
         self.direction_head = UneptBoundaryHead(config, len(DIRECTIONS)) if config.use_boundary_heads else None
         self.post_init()
-
-    def _check_labels(self, name: str, labels: Tensor, pixel_values: Tensor, num_classes: int) -> None:
-        if not isinstance(labels, Tensor):
-            raise ValueError(f"{name} has to be a tensor, got {type(labels).__name__}.")
-        expected = (pixel_values.shape[0], *pixel_values.shape[-2:])
-        if tuple(labels.shape) != expected:
-            raise ValueError(
-                f"{name} has to be {expected}, one label for each pixel of pixel_values, got {tuple(labels.shape)}."
-            )
-        if labels.is_floating_point() or labels.dtype == torch.bool:
-            raise ValueError(f"{name} has to be of an integer dtype, got {labels.dtype}.")
-        # Reading values would break a compiled graph, and be a constant of a traced one.
-        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()) and labels.numel() > 0:
-            valid = (labels >= 0) & (labels < num_classes) | (labels == self.config.semantic_loss_ignore_index)
-            if not valid.all():
-                remedy = "boundary_targets makes it from the labels"
-                if name == "labels":
-                    remedy = "check num_labels, and whether the annotations need do_reduce_labels=True"
-                raise ValueError(
-                    f"{name} has the value {labels[~valid][0].item()}, but has to lie in 0..{num_classes - 1} or to "
-                    f"be {self.config.semantic_loss_ignore_index} (semantic_loss_ignore_index): {remedy}."
-                )
 
     @can_return_tuple
     def forward(
@@ -1104,49 +727,41 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
         image_sizes: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> UneptSemanticSegmenterOutput:
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised images. Height and width have to be multiples of the model's stride.
+                Normalized images. Height and width must be multiples of the model's stride.
             labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
                 Class of each pixel, or `config.semantic_loss_ignore_index`. With them the loss is computed.
             boundary_map (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
-                1 for boundary pixels, 0 for others, or the ignored label; made from `labels` when missing.
+                1 for boundary pixels, 0 for others, or the ignored label; computed from `labels` if both maps are
+                missing.
             direction_map (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
                 Direction 0..7 that leads away from the nearest boundary, or the ignored label; as above.
             image_sizes (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*):
-                Height and width of each image within a padded batch, from which the post-processing learns what is
-                padding. The model itself does not look at them.
-            output_attentions, output_hidden_states, return_dict:
-                See [`UneptSemanticSegmenterOutput`].
+                Height and width of each image within a padded batch, from which the post-processing learns where the
+                padding is. The model itself does not look at them.
+            output_attentions, output_hidden_states (`bool`, *optional*):
+                Whether the output has these; the configuration's choice by default.
 
         Returns:
             [`UneptSemanticSegmenterOutput`], or a tuple of its values with `return_dict=False`.
 
         Raises:
-            ValueError: for inputs of another shape, dtype or range.
+            ValueError: for pixel values or labels of another shape, and on the CPU for labels outside of the classes.
         """
-        if image_sizes is not None:
-            image_sizes = torch.as_tensor(image_sizes)
-            if tuple(image_sizes.shape) != (len(pixel_values), 2):
-                raise ValueError(
-                    f"image_sizes has to be ({len(pixel_values)}, 2), height and width of each image, got "
-                    f"{tuple(image_sizes.shape)}."
-                )
-        if labels is not None:
-            if self.config.num_labels == 1:
-                raise ValueError(
-                    "num_labels=1 trains nothing, because the only class always has the probability 1: use "
-                    "num_labels=2, with the background as class 0."
-                )
-            self._check_labels("labels", labels, pixel_values, self.config.num_labels)
-            if (boundary_map is None) != (direction_map is None):
-                raise ValueError("boundary_map and direction_map have to be given together.")
-            if boundary_map is not None:
-                self._check_labels("boundary_map", boundary_map, pixel_values, 2)
-                self._check_labels("direction_map", direction_map, pixel_values, len(DIRECTIONS))
+        if labels is not None and self.config.num_labels == 1:
+            raise ValueError(
+                "num_labels=1 trains nothing, because the only class always has the probability 1: use num_labels=2, "
+                "with the background as class 0."
+            )
+        if labels is not None and (labels.shape != pixel_values[:, 0].shape or labels.is_floating_point()):
+            raise ValueError(
+                f"labels must be integers, one for each pixel of pixel_values {tuple(pixel_values.shape)}, got "
+                f"{tuple(labels.shape)} of {labels.dtype}."
+            )
 
         outputs = self.model(
             pixel_values,
@@ -1158,17 +773,17 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
         decoder_features = outputs.last_hidden_state.transpose(1, 2).unflatten(2, outputs.query_shape)
         logits = self.classifier(decoder_features)
         boundary_logits = direction_logits = None
-        if self.boundary_head is not None:
+        if self.boundary_head is not None and self.direction_head is not None:
             boundary_logits = self.boundary_head(outputs.spatial_features)
             direction_logits = self.direction_head(outputs.spatial_features)
 
         loss = loss_dict = None
         if labels is not None:
             labels = labels.long()
-            if boundary_logits is not None and boundary_map is None:
+            if boundary_logits is not None and boundary_map is None and direction_map is None:
                 if torch.jit.is_tracing():
                     raise ValueError(
-                        "Boundary targets are not computed by PyTorch, so a trace would keep those of its example: "
+                        "Boundary targets are not computed by PyTorch, so a trace would keep its example's targets: "
                         "pass boundary_map and direction_map (unept_hf.model.boundary.boundary_targets makes them)."
                     )
                 boundary_map, direction_map = boundary_targets(
@@ -1202,6 +817,3 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
             attentions=outputs.attentions,
             sampling_locations=outputs.sampling_locations,
         )
-
-
-__all__ = ["UneptForSemanticSegmentation", "UneptModel", "UneptPreTrainedModel"]

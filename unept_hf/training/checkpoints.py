@@ -1,8 +1,8 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
-Folders `checkpoint-<step>` of a training: each is there as a whole or not at all, whenever the process is killed.
+Folders `checkpoint-<step>` of a training: each exists as a whole or not at all, whenever the process is killed.
 
-A folder is written under a hidden temporary name, brought to the disk, and then renamed. Its `checkpoint.json` lists
+A folder is written under a hidden temporary name, synced to the disk, and then renamed. Its `checkpoint.json` lists
 the size and SHA-256 of every other file, so that damage is found before anything is loaded. One training at a time
 writes to a folder: it holds the folder's lock.
 """
@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 
 
 __all__ = [
+    "checkpoint_to_resume",
     "commit_checkpoint",
     "latest_checkpoint",
     "list_checkpoints",
@@ -29,8 +31,8 @@ __all__ = [
     "start_checkpoint",
 ]
 
-CHECKPOINT_FILE = "checkpoint.json"
-LOCK_FILE = "training.lock"
+_CHECKPOINT_FILE = "checkpoint.json"
+_LOCK_FILE = "training.lock"
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 _TEMPORARY = ".unfinished-"
 
 
-if os.name == "nt":
+if sys.platform == "win32":
     import msvcrt
 
     def _lock(descriptor: int) -> None:
@@ -58,9 +60,9 @@ def lock_folder(directory: str | os.PathLike) -> Iterator[None]:
     """
     Keeps the trainings of other processes out of a folder during the block.
 
-    The operating system holds the lock on the folder's file `training.lock`, and ends it with the process, however
-    that ends; processes that it starts do not inherit the lock. Network file systems pass it on to other machines if
-    they are mounted so. The file names the owner, and stays, empty, after the block.
+    The operating system locks the folder's file `training.lock`, and ends the lock with the process, however the
+    process ends; child processes do not inherit the lock. Network file systems pass it on to other machines if they
+    are mounted so. The file names the owner, and stays, empty, after the block.
 
     Args:
         directory: A folder that exists.
@@ -69,7 +71,7 @@ def lock_folder(directory: str | os.PathLike) -> Iterator[None]:
         BlockingIOError: when another process holds the lock; the message names the process and its host.
     """
     host = socket.gethostname()
-    with Path(directory, LOCK_FILE).open("a+", encoding="utf-8") as file:
+    with Path(directory, _LOCK_FILE).open("a+", encoding="utf-8") as file:
         try:
             _lock(file.fileno())
         except (BlockingIOError, PermissionError) as error:
@@ -110,8 +112,41 @@ def latest_checkpoint(directory: str | os.PathLike) -> Path | None:
     return next(reversed(list_checkpoints(directory)), None)
 
 
+def checkpoint_to_resume(output_dir: Path, wanted: str | None) -> Path | None:
+    """
+    The checkpoint from which a training in a folder goes on, after a look at its files; `None` to start anew.
+
+    Args:
+        output_dir: The folder of the training.
+        wanted: A checkpoint's path, its name in `output_dir`, or "latest"; `None` to start anew.
+
+    Raises:
+        FileNotFoundError: when the checkpoint does not exist.
+        ValueError: when the checkpoint is damaged, or `output_dir` holds results that the training would overwrite.
+    """
+    newest = latest_checkpoint(output_dir)
+    found, results = newest, [newest]
+    if wanted is None:
+        found, results = None, [newest, output_dir / "model", output_dir / "best_model"]
+    elif wanted != "latest":
+        is_path = Path(wanted).is_dir() or Path(wanted).name != wanted
+        found = Path(wanted) if is_path else output_dir / wanted
+    elif newest is None:
+        logger.info(f"There is no checkpoint in {output_dir} yet: training starts anew.")
+    if found is not None:
+        read_checkpoint(found)
+    kept = [path for path in results if path is not None and path.exists()]
+    others = [path.name for path in kept if found is None or not path.samefile(found)]
+    if others:
+        raise ValueError(
+            f"{output_dir} has {'other ' if found else ''}results ({', '.join(others)}): name another output_dir, or "
+            "go on from its checkpoints with --resume_from_checkpoint latest."
+        )
+    return found
+
+
 def start_checkpoint(directory: str | os.PathLike, step: int) -> Path:
-    """A new folder in which to write the checkpoint of a step. What killed processes left behind is removed."""
+    """A new folder in which to write the checkpoint of a step. Leftovers of killed processes are removed."""
     directory = Path(directory)
     for leftover in directory.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(leftover)
@@ -131,19 +166,14 @@ def commit_checkpoint(folder: Path, content: dict[str, Any], save_total_limit: i
 
     Returns:
         The folder under its new name.
-
-    Raises:
-        ValueError: for a limit below 1.
     """
-    if save_total_limit is not None and save_total_limit < 1:
-        raise ValueError(f"save_total_limit has to be at least 1, or None for all, got {save_total_limit}.")
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.name.startswith("._")  # what macOS adds comes and goes
     }
     text = json.dumps({**content, "files": files}, indent=2) + "\n"
-    (folder / CHECKPOINT_FILE).write_text(text, encoding="utf-8")
+    (folder / _CHECKPOINT_FILE).write_text(text, encoding="utf-8")
     # Without this, a power cut could leave the new name with empty files.
     for path in (*folder.rglob("*"), folder):
         _sync(path)
@@ -153,7 +183,7 @@ def commit_checkpoint(folder: Path, content: dict[str, Any], save_total_limit: i
 
     if save_total_limit is not None:
         for old in list_checkpoints(checkpoint.parent)[:-save_total_limit]:
-            # A folder that is half removed may not look like a checkpoint.
+            # A folder that is half removed must not look like a checkpoint.
             shutil.rmtree(old.rename(old.with_name(f"{_TEMPORARY}{old.name}")))
     return checkpoint
 
@@ -167,19 +197,19 @@ def read_checkpoint(checkpoint: str | os.PathLike) -> dict[str, Any]:
         ValueError: when files are missing, cut off or changed; the message names them.
     """
     checkpoint = Path(checkpoint)
-    file = checkpoint / CHECKPOINT_FILE
+    file = checkpoint / _CHECKPOINT_FILE
     if not file.is_file():
-        others = [path.name for path in list_checkpoints(checkpoint.parent) if (path / CHECKPOINT_FILE).is_file()]
+        others = [path.name for path in list_checkpoints(checkpoint.parent) if (path / _CHECKPOINT_FILE).is_file()]
         remedy = f"Resume from {others[-1]} beside it" if others else "Name a folder checkpoint-<step> that it wrote"
         raise FileNotFoundError(
-            f"{checkpoint} is not a checkpoint of this trainer: it has no {CHECKPOINT_FILE}. {remedy}."
+            f"{checkpoint} is not a checkpoint of this trainer: it has no {_CHECKPOINT_FILE}. {remedy}."
         )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         files = {name: (entry["size"], entry["sha256"]) for name, entry in content.pop("files").items()}
+        problems = [] if files else [f"{_CHECKPOINT_FILE} lists no files"]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{_damaged(checkpoint)} ({CHECKPOINT_FILE}: {error!r})") from error
-    problems = [] if files else [f"{CHECKPOINT_FILE} lists no files"]
+        files, problems = {}, [f"{_CHECKPOINT_FILE}: {error!r}"]
     for name, (size, sha256) in files.items():
         path = checkpoint / name
         if not path.is_file():
@@ -189,14 +219,10 @@ def read_checkpoint(checkpoint: str | os.PathLike) -> dict[str, Any]:
         elif _sha256(path) != sha256:
             problems.append(f"{name} has other bytes than were written")
     if problems:
-        raise ValueError(f"{_damaged(checkpoint)} ({'; '.join(problems)})")
+        others = [path.name for path in list_checkpoints(checkpoint.parent) if path != checkpoint]
+        remedy = f"resume from {others[-1]}" if others else "there is no other one: start again"
+        raise ValueError(f"The checkpoint {checkpoint} is damaged; remove it and {remedy} ({'; '.join(problems)})")
     return content
-
-
-def _damaged(checkpoint: Path) -> str:
-    others = [path.name for path in list_checkpoints(checkpoint.parent) if path != checkpoint]
-    remedy = f"resume from {others[-1]}" if others else "there is no other one: start again"
-    return f"The checkpoint {checkpoint} is damaged; remove it and {remedy}"
 
 
 def _sha256(path: Path) -> str:
@@ -208,8 +234,8 @@ def _sha256(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    # Windows can not open folders, and asks for write access to files.
-    if os.name == "nt" and path.is_dir():
+    # Windows cannot open folders, and asks for write access to files.
+    if sys.platform == "win32" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:

@@ -1,8 +1,8 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
 Which examples a training step takes, and with which random numbers they are augmented: a function of the seed and the
-step alone. Number of processes, number of data loader workers and interruptions change nothing, and a step number is
-all that a checkpoint has to hold.
+step alone. Number of processes, number of data loader workers and interruptions change nothing, and a checkpoint needs
+no more than the number of its step.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import datasets
 import numpy as np
@@ -32,7 +33,7 @@ _ORDER, _AUGMENTATION, _STREAM = range(3)
 
 
 def _seed(*words: int) -> int:
-    """A well mixed seed for a stream of random numbers that those words name."""
+    """A well mixed seed for the stream of random numbers that the words name."""
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
 
 
@@ -61,6 +62,7 @@ def data_fingerprint(dataset: datasets.Dataset) -> dict[str, str]:
     return {key: hashlib.sha256(json.dumps(value).encode()).hexdigest() for key, value in words.items()}
 
 
+@dataclass(eq=False)
 class TrainingOrder(Sampler[list[tuple[int, int]]]):
     """
     Batch sampler: the examples that one process takes at each step, up to the last one.
@@ -69,8 +71,9 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
     left out. Of the batch of a step, process r of n takes the r-th of n equal parts, in `accumulation_steps` pieces.
 
     Args:
-        num_items: Length of the data set.
-        batch_size: Number of examples in one step, of all processes and accumulated pieces together.
+        num_items: Length of the data set, at least 1.
+        batch_size: Number of examples in one step, of all processes and accumulated pieces together; a multiple of
+            their number.
         num_steps: The step at which training ends.
         seed: Of the permutations, at least 0.
         first_step: The step to start at, which is the number of steps that have been done.
@@ -81,38 +84,16 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
     Yields:
         Lists of pairs (position, index): the running number of the example in the whole training, and which item of
         the data set it is.
-
-    Raises:
-        ValueError: when the data set is empty, or the batch can not be cut into equal pieces.
     """
 
-    def __init__(
-        self,
-        num_items: int,
-        batch_size: int,
-        num_steps: int,
-        *,
-        seed: int = 0,
-        first_step: int = 0,
-        process_index: int = 0,
-        num_processes: int = 1,
-        accumulation_steps: int = 1,
-    ):
-        if num_items < 1:
-            raise ValueError("The training data set is empty.")
-        if batch_size < 1 or batch_size % (num_processes * accumulation_steps):
-            raise ValueError(
-                f"A batch of {batch_size} can not be shared by {num_processes} process(es) with {accumulation_steps} "
-                f"accumulated piece(s) each: make it a multiple of {num_processes * accumulation_steps}."
-            )
-        self.num_items = num_items
-        self.batch_size = batch_size
-        self.num_steps = num_steps
-        self.seed = seed
-        self.first_step = first_step
-        self.process_index = process_index
-        self.num_processes = num_processes
-        self.accumulation_steps = accumulation_steps
+    num_items: int
+    batch_size: int
+    num_steps: int
+    seed: int = 0
+    first_step: int = 0
+    process_index: int = 0
+    num_processes: int = 1
+    accumulation_steps: int = 1
 
     def __len__(self) -> int:
         return max(self.num_steps - self.first_step, 0) * self.accumulation_steps
@@ -120,7 +101,7 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         share = self.batch_size // self.num_processes
         piece = share // self.accumulation_steps
-        permutation, permuted_epoch = None, None
+        permutation, permuted_epoch = torch.empty(0), -1
         for step in range(self.first_step, self.num_steps):
             start = step * self.batch_size + self.process_index * share
             batch = []
@@ -150,6 +131,7 @@ def _augment(augmentation: Augmentation, example: dict, class_list: ClassList, s
         return augmentation(image, label_map)
 
 
+@dataclass(eq=False)
 class AugmentedDataset(Dataset):
     """
     The examples of a data set with random access, decoded and augmented; the keys are those of `TrainingOrder`.
@@ -161,11 +143,10 @@ class AugmentedDataset(Dataset):
         seed: Of the augmentation, at least 0.
     """
 
-    def __init__(self, dataset: datasets.Dataset, class_list: ClassList, augmentation: Augmentation, seed: int = 0):
-        self.dataset = dataset
-        self.class_list = class_list
-        self.augmentation = augmentation
-        self.seed = seed
+    dataset: datasets.Dataset
+    class_list: ClassList
+    augmentation: Augmentation
+    seed: int = 0
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -181,9 +162,9 @@ class AugmentedStream(IterableDataset):
     The examples of a streaming data set, without end: shuffled within a buffer, split over processes and data loader
     workers, decoded and augmented.
 
-    Which example comes when depends on the numbers of processes and workers. A resumed training has to read all that
-    it skips; it goes on exactly where it stopped with at most one worker, and with a rotated order of the workers
-    otherwise.
+    Which example comes when depends on the numbers of processes and workers. A resumed training must read all the
+    examples that it skips; it goes on exactly where it stopped with at most one worker, and with a rotated order of
+    the workers otherwise.
 
     Args:
         dataset: Has the columns `image` and `label`.

@@ -28,7 +28,8 @@ from torch.nn import functional as F
 
 from ..inference.segment import evaluation_mode
 from ..model.boundary import DIRECTIONS
-from ..model.image_processing_pil_unept import image_to_tensor, label_map_to_tensor, resize_label_map
+from ..model.image_preprocessing import resize_label_map
+from ..model.image_reading import image_to_tensor, label_map_to_tensor
 from ..palette import OKABE_ITO, default_palette
 
 

@@ -29,12 +29,12 @@ def multi_scale_deformable_attention(
         `(batch, queries, heads * head_dim)` in the dtype of `value`.
 
     Raises:
-        RuntimeError: when the kernel can not take these tensors.
+        RuntimeError: when the kernel cannot take these tensors.
     """
     arguments = (value, _pairs(sizes), None, sampling_locations, attention_weights)
     reason = triton_kernel.why_not(*arguments)
     if reason is not None:
-        raise RuntimeError(f"Deformable attention can not run: {reason}.")
+        raise RuntimeError(f"Deformable attention cannot run: {reason}.")
     return triton_kernel.forward(*arguments)
 
 

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 
+__all__ = ["ABI_VERSION", "Problem", "backward", "forward", "why_not"]
+
 ABI_VERSION = 1
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-# What torch calls the processor's instruction sets -> the libraries that it can run, best first.
+# torch's name of the processor's instruction sets -> the libraries that it can run, best first.
 _LIBRARIES = {"AVX512": ("avx512", "avx2", "plain"), "AVX2": ("avx2", "plain")}
 
 
@@ -58,7 +60,7 @@ def _load_library() -> tuple[ctypes.CDLL | None, str | None]:
     return None, f"{', '.join(problems)}: install unept-hf again where there is a C++ compiler (GCC or Clang)"
 
 
-# Loaded here, because a graph that is being compiled can not load anything.
+# Loaded here, because a graph that is being compiled cannot load anything.
 _library, _missing = _load_library()
 
 
@@ -69,7 +71,7 @@ def why_not(
     positions: Tensor,
     scores: Tensor,
 ) -> str | None:
-    """Why the kernel can not take these tensors, or `None` when it can."""
+    """Why the kernel cannot take these tensors, or `None` when it can."""
     if value.device.type != "cpu":
         return f"the tensors are on {value.device}"
     for name, tensor in (("value", value), ("positions", positions), ("scores", scores)):
@@ -85,14 +87,16 @@ def _make_pool() -> None:
     _pool = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="unept_hf")
 
 
+_pool: ThreadPoolExecutor
 _make_pool()  # which starts no thread yet
 # Threads do not survive a fork.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_make_pool)
 
 
-def _run(name: str, tensors: dict[str, Tensor | None], spatial_shapes: list[tuple[int, int]]) -> None:
-    value, reference_points, positions = tensors["value"], tensors["reference_points"], tensors["positions"]
+def _run(name: str, tensors: dict[str, Tensor], spatial_shapes: list[tuple[int, int]]) -> None:
+    assert _library is not None  # why_not has been asked
+    value, positions = tensors["value"], tensors["positions"]
     batch, queries, heads, levels, points = positions.shape[:5]
     workers = max(1, min(torch.get_num_threads(), batch * heads * queries))
     shapes = (ctypes.c_int64 * (2 * levels))(*(size for shape in spatial_shapes for size in shape))
@@ -102,15 +106,15 @@ def _run(name: str, tensors: dict[str, Tensor | None], spatial_shapes: list[tupl
         spatial_shapes=ctypes.addressof(shapes), value_strides=value.stride()[:3],
         counters=ctypes.addressof(counters), value_type=_DTYPES[value.dtype],
         position_type=_DTYPES[positions.dtype], score_type=_DTYPES[tensors["scores"].dtype], workers=workers,
-        **{name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None},
+        **{name: tensor.data_ptr() for name, tensor in tensors.items()},
     )  # fmt: skip
-    if reference_points is not None:
-        problem.reference_strides = reference_points.stride()[:3]
+    if "reference_points" in tensors:
+        problem.reference_strides = tensors["reference_points"].stride()[:3]
     backward = name == "unept_backward"
     workspace = torch.empty(_library.unept_workspace_size(ctypes.byref(problem), backward), dtype=torch.float32)
     problem.workspace = workspace.data_ptr()
 
-    # A thread that begins when this call has been left holds the problem, which holds all that it points to.
+    # A thread that begins after this call holds the problem, which holds all memory that it points to.
     problem.memory = tensors, shapes, counters, workspace
 
     work, pool = getattr(_library, name), _pool
@@ -125,7 +129,7 @@ def _run(name: str, tensors: dict[str, Tensor | None], spatial_shapes: list[tupl
 
 
 def _end(futures: list[Future]) -> None:
-    """Waits for work that has begun and cancels the rest. What interrupts this is raised when nothing is pending."""
+    """Waits for work that has begun and cancels the rest. An interruption is raised when nothing is pending."""
     interrupt = None
     while True:
         try:
@@ -137,20 +141,17 @@ def _end(futures: list[Future]) -> None:
         raise interrupt
 
 
-def _prepare(value, reference_points, positions, scores) -> dict[str, Tensor | None]:
+def _prepare(value: Tensor, reference_points: Tensor | None, positions: Tensor, scores: Tensor) -> dict[str, Tensor]:
     if value.stride(3) != 1:
         value = value.contiguous()
+    tensors = {"value": value, "positions": positions.contiguous(), "scores": scores.contiguous()}
     if reference_points is not None:
         batch, queries, _, levels = positions.shape[:4]
         reference_points = reference_points.expand(batch, queries, levels, 2)
         if reference_points.stride(3) != 1:
             reference_points = reference_points.contiguous()
-    return {
-        "value": value,
-        "reference_points": reference_points,
-        "positions": positions.contiguous(),
-        "scores": scores.contiguous(),
-    }
+        tensors["reference_points"] = reference_points
+    return tensors
 
 
 def forward(
@@ -190,4 +191,4 @@ def backward(
     tensors = _prepare(value, reference_points, positions, scores)
     grad_output = grad_output.to(value.dtype).contiguous()
     _run("unept_backward", {**tensors, "grad_output": grad_output, **gradients}, spatial_shapes)
-    return tuple(gradients.values())
+    return gradients["grad_value"], gradients["grad_positions"], gradients["grad_scores"]

@@ -44,10 +44,10 @@ struct Problem {
     const void *scores;       // (batch, queries, heads, levels, points): logits, or weights in the plain form
     void *output;             // (batch, queries, heads, head_dim), of the value's type; forward only
     const void *grad_output;  // like output; this and the following are for the backward only
-    void *grad_value;         // (batch, cells, heads, head_dim), and the others like what they are gradients of
+    void *grad_value;         // (batch, cells, heads, head_dim), and the others like their tensors
     void *grad_positions;
     void *grad_scores;
-    float *workspace;   // workspace_size() floats, 64-byte aligned, not initialised
+    float *workspace;   // workspace_size() floats, 64-byte aligned, not initialized
     int64_t *counters;  // 1 + 2 * batch * heads zeros
     Type value_type, position_type, score_type;
     int32_t workers;
@@ -66,7 +66,7 @@ inline const Vector &vector(const float *numbers) { return *reinterpret_cast<con
 constexpr int64_t WIDTH = 16;
 // Queries of one task. The heads of the same queries follow one another: they read the same memory pages.
 constexpr int64_t CHUNK = 512;
-// Queries whose samples are located first, then read a few points at a time: neighbours read the same cells.
+// Queries whose samples are located first, then read a few points at a time: neighbors read the same cells.
 constexpr int64_t BLOCK = 16;
 constexpr int64_t GROUP = 4;
 // Queries between a prefetch and its use. Their data lie a few kilobytes apart, which hardware does not foresee.
@@ -215,7 +215,7 @@ void pack(const Problem &p, int64_t batch, int64_t head, float *map) {
     }
 }
 
-// Where the samples of some queries are, and what they weigh: arrays with a number for each sample.
+// Locations and weights of the samples of some queries: arrays with a number for each sample.
 struct Samples {
     int32_t *cell;  // first float of the upper left corner, from the start of the map
     float *x, *y;   // how far the sample is from there, in cells
@@ -227,7 +227,7 @@ struct Samples {
     }
 };
 
-// What a worker needs besides the problem. Positions in a map are scale * position + shift, in cells.
+// The memory of a worker, besides the problem. Positions in a map are scale * position + shift, in cells.
 struct Worker {
     const Problem &p;
     int64_t channels, count, size;  // samples of a query and head, and room for them

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 
+__all__ = ["backward", "constants", "forward", "why_not"]
+
+_missing: str | None = None
 try:
     import triton
 
     from .deformable_attention import backward_kernel, forward_kernel
 except ImportError as error:
-    triton, _missing = None, f"Triton can not be imported ({error}): install the package triton"
-else:
-    _missing = None
+    triton, _missing = None, f"Triton cannot be imported ({error}): install the package triton"
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _WARP_SIZE = 64 if torch.version.hip else 32
@@ -31,7 +32,7 @@ def why_not(
     positions: Tensor,
     scores: Tensor,
 ) -> str | None:
-    """Why the kernel can not take these tensors, or `None` when it can."""
+    """Why the kernel cannot take these tensors, or `None` when it can."""
     if _missing is not None:
         return _missing
     if value.device.type != _DEVICE:
@@ -52,7 +53,7 @@ def constants(
     warp_size: int = _WARP_SIZE,
 ) -> dict[str, int]:
     """
-    What a kernel is compiled for, beside the dtypes. Reads shapes and the value's dtype only.
+    Constants for which a kernel is compiled, beside the dtypes. Reads shapes and the value's dtype only.
 
     Args:
         configuration: (queries of a program, its warps). By default 128 threads, and as many queries as make one
@@ -162,7 +163,7 @@ def backward(
 
 def _fixed_point_unit(grad_output, reference_points, scores):
     """
-    The power of two that stands for 1, so that no sum of a cell can leave 63 bits.
+    The power of two that stands for 1, so that no sum of a cell can exceed 63 bits.
 
     A query adds at most 1 to a cell in the fused form, where weights sum to 1; in the other, at most the largest
     weight for each of the points of the cell's level.
@@ -171,6 +172,6 @@ def _fixed_point_unit(grad_output, reference_points, scores):
     if reference_points is None:
         bound = bound * scores.abs().amax().double() * scores.shape[4]
     else:
-        # The softmax of logits without a finite maximum is NaN, which no integer can say.
+        # The softmax of logits without a finite maximum is NaN, which no integer can represent.
         bound = bound + 0 * scores.flatten(3).amax(-1).double().sum()
     return torch.exp2(61 - bound.log2().ceil()).clamp(max=2.0**126).float()

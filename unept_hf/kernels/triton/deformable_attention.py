@@ -21,8 +21,8 @@ import triton.language as tl
 
 @triton.jit
 def _find_queries(queries, HEADS: tl.constexpr, BLOCK_QUERIES: tl.constexpr):
-    """Image, head, queries, and rows of (batch, queries, heads) of this program. Heads are the fastest: what they read
-    of positions and scores is adjacent."""
+    """Image, head, queries, and rows of (batch, queries, heads) of this program. Heads are the fastest, because their
+    positions and scores are adjacent."""
     program = tl.program_id(0)
     blocks = tl.cdiv(queries, BLOCK_QUERIES)
     head = program % HEADS
@@ -54,7 +54,7 @@ def _locate(positions, sample, mask, reference_points, known, height, width):
     else:
         x = x * width - 0.5
         y = y * height - 0.5
-    # Not so for NaN. What is left can become an integer.
+    # Not so for NaN. The remaining numbers can become integers.
     touches = mask & (x >= -1) & (x < width) & (y >= -1) & (y < height)
     return tl.where(touches, x, 0.0), tl.where(touches, y, 0.0), touches
 
@@ -175,8 +175,8 @@ def backward_kernel(
             tl.store(grad_positions + pairs, tl.join(weight * grad_x, weight * grad_y), mask=mask[:, :, None])
             if FUSED:
                 weighted_sum += weight * grad_weight
-                weights += (weight,)
-                weight_gradients += (grad_weight,)
+                weights += (weight,)  # type: ignore[assignment]
+                weight_gradients += (grad_weight,)  # type: ignore[assignment]
             else:
                 tl.store(grad_scores + sample, grad_weight, mask=mask)
         level_start += tl.cast(height, tl.int64) * tl.cast(width, tl.int64) * (HEADS * HEAD_DIM)

@@ -1,26 +1,38 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""What this machine has, which attention backends run on it, and how long a model takes on it."""
+"""`unept-hf env`: what a bug report should say of versions, devices and attention backends."""
 
+import argparse
 import contextlib
-import gc
 import importlib.metadata
+import json
 import os
 import platform
-import statistics
 import sys
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import torch
-from torch import Tensor, nn
 
-from .inference.segment import evaluation_mode
-from .model import deformable_attention as attention
-from .version import __version__
+from ..model import deformable_attention as attention
+from ..version import __version__
+from .command_line import add_command
 
+
+__all__ = [
+    "EXAMPLES",
+    "add_parser",
+    "attention_backends",
+    "chosen_backend",
+    "cpu_name",
+    "devices",
+    "environment",
+    "run",
+]
+
+EXAMPLES = """\
+examples:
+  unept-hf env
+  unept-hf env --json > environment.json"""
 
 PACKAGES = (
     "torch", "torchvision", "transformers", "timm", "safetensors", "huggingface_hub", "datasets", "accelerate",
@@ -29,6 +41,33 @@ PACKAGES = (
 )  # fmt: skip
 BACKENDS = ("cpu", "triton", "torch")
 VARIABLES = ("UNEPT_", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "ATEN_CPU_CAPABILITY", "TRITON_INTERPRET", "CUDA_VISIBLE")
+
+
+def add_parser(commands) -> None:
+    """Adds the command and its options."""
+    parser = add_command(
+        commands,
+        "env",
+        run,
+        usage="",
+        description="versions, devices and kernels, for bug reports",
+        examples=EXAMPLES,
+        has_device=False,
+    )
+    parser.add_argument("--json", action="store_true", help="Print JSON.")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints what a bug report should say."""
+    report = environment()
+    if arguments.json:
+        print(json.dumps(report, indent=1))
+        return 0
+    for title, entries in report.items():
+        print(f"{title}:")
+        for name, value in entries.items():
+            print(f"  {name}: {value}")
+    return 0
 
 
 def cpu_name() -> str:
@@ -42,10 +81,10 @@ def cpu_name() -> str:
 
 def attention_backends(device: torch.device | str, dtype: torch.dtype = torch.float32) -> dict[str, str | None]:
     """
-    For each backend of deformable attention `None` if it runs on this device with values of this dtype, or why it does
-    not. Each is tried on a small problem.
+    `None` for each backend of deformable attention that runs on this device with values of this dtype, or why it does
+    not run. Each is tried on a small problem.
     """
-    results = {}
+    results: dict[str, str | None] = {}
     for name in BACKENDS:
         try:
             with attention.attention_backend(name), torch.inference_mode():
@@ -53,7 +92,7 @@ def attention_backends(device: torch.device | str, dtype: torch.dtype = torch.fl
             results[name] = None
         # A kernel that is compiled here may fail in any way.
         except Exception as error:
-            results[name] = str(error).partition(" can not run: ")[2].rstrip(".") or f"{type(error).__name__}: {error}"
+            results[name] = str(error).partition(" cannot run: ")[2].rstrip(".") or f"{type(error).__name__}: {error}"
     return results
 
 
@@ -71,7 +110,7 @@ def _small_problem(device, dtype) -> tuple:
 
 
 def devices() -> dict[str, str]:
-    """The devices that PyTorch can use here, with what is known of them."""
+    """The devices that PyTorch can use here, with their properties."""
     found = {"cpu": f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"}
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -101,96 +140,7 @@ def environment() -> dict[str, dict[str, str]]:
             backends[f"{name} on {device}"] = "runs" if reason is None else f"does not run: {reason}"
         try:
             backends[f"chosen on {device}"] = chosen_backend(device)
-        except RuntimeError as error:  # UNEPT_ATTENTION_BACKEND names one that does not run
+        except RuntimeError as error:  # UNEPT_ATTENTION_BACKEND names a backend that does not run
             backends[f"chosen on {device}"] = str(error)
     variables = {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)}
     return {"versions": versions, "machine": machine, "deformable attention": backends, "variables": variables}
-
-
-@contextlib.contextmanager
-def peak_memory(device: torch.device) -> Iterator[dict[str, int | None]]:
-    """
-    Measures the memory in bytes that the block takes at most above what was taken before, under the key `bytes` at
-    its end: what PyTorch allocates on CUDA, the resident memory of the process (looked at 500 times a second) on the
-    CPU, and `None` elsewhere.
-    """
-    measured: dict[str, int | None] = {"bytes": None}
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        yield measured
-        torch.cuda.synchronize(device)
-        measured["bytes"] = torch.cuda.max_memory_allocated(device) - before
-        return
-    if device.type != "cpu":
-        yield measured
-        return
-    process, done = psutil.Process(), threading.Event()
-    before = peak = process.memory_info().rss
-
-    def watch():
-        nonlocal peak
-        while not done.wait(0.002):
-            peak = max(peak, process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield measured
-    finally:
-        peak = max(peak, process.memory_info().rss)
-        done.set()
-        watcher.join()
-    measured["bytes"] = peak - before
-
-
-def measure_latency(model: nn.Module, pixel_values: Tensor, backend: str = "auto", repeats: int = 10) -> dict:
-    """
-    How long a model takes for a batch, without image processing.
-
-    Args:
-        model: a segmentation model, on a device.
-        pixel_values: `(batch, channels, height, width)`, on that device.
-        backend: of deformable attention, see [`unept_hf.model.deformable_attention.attention_backend`].
-        repeats: how often to run it, after two runs that are not timed.
-
-    Returns:
-        `median_seconds` and `fastest_seconds` for the batch, `images_per_second` by the median, and
-        `peak_memory_bytes` of the first run above the model's own memory (see [`peak_memory`]).
-    """
-    device = pixel_values.device
-
-    def run():
-        model(pixel_values=pixel_values)
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-
-    seconds = []
-    with attention.attention_backend(backend), evaluation_mode(model), torch.inference_mode():
-        with peak_memory(device) as memory:
-            run()
-        run()
-        for _ in range(repeats):
-            start = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - start)
-    median = statistics.median(seconds)
-    return {
-        "median_seconds": median,
-        "fastest_seconds": min(seconds),
-        "images_per_second": len(pixel_values) / median,
-        "peak_memory_bytes": memory["bytes"],
-    }
-
-
-__all__ = [
-    "attention_backends",
-    "chosen_backend",
-    "cpu_name",
-    "devices",
-    "environment",
-    "measure_latency",
-    "peak_memory",
-]

@@ -14,11 +14,12 @@ import torch
 from transformers.models.deformable_detr import modeling_deformable_detr
 
 from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor
+from unept_hf.accelerate import accelerate_transformers
 from unept_hf.data.class_lists import load_class_list
 from unept_hf.export.graphs import _quiet
 from unept_hf.inference.segment import evaluation_mode
 from unept_hf.model import deformable_attention as attention
-from unept_hf.model.deformable_attention import accelerate_transformers, attention_backend
+from unept_hf.model.deformable_attention import attention_backend
 from unept_hf.training.order import AugmentedDataset
 from unept_hf.visualization.figures import sampling_points
 

@@ -1,0 +1,277 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""`unept-hf segment`: label maps, areas and pictures of images."""
+
+import argparse
+import glob
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import PIL.Image
+from tqdm.auto import tqdm
+
+from ..arguments import HubArguments
+from ..files import atomic_file
+from ..inference.options import PredictionOptions
+from .command_line import add_command, choose_device, load_model, message_of, options_from, usage_errors
+
+
+__all__ = ["EXAMPLES", "SegmentationArguments", "add_parser", "files_below", "find_images", "run"]
+
+EXAMPLES = """\
+examples:
+  unept-hf segment my-model photo.jpg
+  unept-hf segment my-model photos/ "more/*.png" --output_dir results --class_list ade20k
+  unept-hf segment my-model big.tif --mode slide --do_resize false --refine_boundaries --save label_maps refinement
+  unept-hf segment my-model photos/ --existing skip        (continues after an interruption)
+
+Exit status: 0 if all images were segmented, 1 if some were not (each is reported), 2 for wrong options."""
+
+SUFFIXES = {"label_maps": ".png", "overlays": ".png", "areas": ".json", "boundaries": ".png", "refinement": ".png"}
+
+
+@dataclass
+class SegmentationArguments(PredictionOptions):
+    """How to predict, and what to write of each image."""
+
+    output_dir: str = field(default="segmented", metadata={"help": "Directory for the results."})
+    save: list[str] = field(
+        default_factory=lambda: ["label_maps", "overlays", "areas"],
+        metadata={
+            "help": "What to write, each into a directory of that name: label maps (PNG, one class number for each "
+            "pixel), pictures of the classes over the image, areas of the classes (JSON), pictures of the "
+            "boundaries, pictures of the changes by the refinement.",
+            "choices": list(SUFFIXES),
+        },
+    )
+    existing: str = field(
+        default="error",
+        metadata={
+            "help": "What to do about existing results: stop before any work, skip the images that have all of "
+            "theirs, or overwrite them.",
+            "choices": ["error", "skip", "overwrite"],
+        },
+    )
+    class_list: str | None = field(
+        default=None,
+        metadata={"help": "Name or JSON file of the classes, for their colors; by default colorblind-safe ones."},
+    )
+    opacity: float = field(default=0.6, metadata={"help": "Opacity of the colors in overlays, 0 to 1."})
+    picture_size: int = field(default=1024, metadata={"help": "Longer side of the pictures in pixels."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.opacity <= 1 or self.picture_size < 1:
+            raise ValueError(
+                f"opacity must lie in [0, 1] and picture_size must be at least 1, got {self.opacity} and "
+                f"{self.picture_size}."
+            )
+
+
+def add_parser(commands) -> None:
+    """Adds the command and its options."""
+    parser = add_command(
+        commands,
+        "segment",
+        run,
+        usage="model images [images ...]",
+        description="label maps and pictures of images",
+        examples=EXAMPLES,
+        dataclass_types=(HubArguments, SegmentationArguments),
+    )
+    parser.add_argument("model", help="Directory or Hub name of the model and its image processor.")
+    parser.add_argument("images", nargs="+", help="Files, directories, globs (in quotes) or addresses of images.")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Segments images, goes on after bad ones, and returns 1 if there were any."""
+    options = options_from(SegmentationArguments, arguments)
+    output_dir = Path(options.output_dir).expanduser()
+    images, problems = find_images(arguments.images, output_dir)
+    tasks = {
+        name: {kind: output_dir / kind / place.with_name(place.name + SUFFIXES[kind]) for kind in options.save}
+        for name, place in images
+    }
+    inputs = {Path(name).resolve() for name in tasks if not _is_address(name)}
+    results = [file for files in tasks.values() for file in files.values()]
+    overwritten = [file for file in results if file.resolve() in inputs]
+    if overwritten:
+        raise FileExistsError(f"{overwritten[0]} is one of the images, and would be overwritten; change --output_dir.")
+    existing = [file for file in results if file.exists()]
+    if existing and options.existing == "error":
+        raise FileExistsError(
+            f"{existing[0]} exists already, as do {len(existing) - 1} other results; pass --existing skip or "
+            "--existing overwrite, or change --output_dir."
+        )
+    skipped = 0
+    if options.existing == "skip":
+        done = [name for name, files in tasks.items() if all(file.exists() for file in files.values())]
+        skipped = len(done)
+        for name in done:
+            del tasks[name]
+
+    def report(name, reason):
+        tqdm.write(f"unept-hf segment: {name}: {reason}", file=sys.stderr)
+
+    for problem in problems:
+        report(*problem)
+    failures, start = len(problems), time.perf_counter()
+    if tasks:
+        palette = None
+        if options.class_list is not None:
+            from ..data.class_lists import load_class_list
+
+            palette = load_class_list(options.class_list).palette
+        model, processor = load_model(arguments.model, arguments)
+        model.to(choose_device(arguments.device))
+        if palette is not None and len(palette) != model.config.num_labels:
+            raise ValueError(
+                f"--class_list {options.class_list} has {len(palette)} classes, but the model "
+                f"{model.config.num_labels}."
+            )
+        with usage_errors(arguments):
+            options.check_model(model)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass  # a directory that cannot be written is an error of its own, not of each image
+        for name, files in tqdm(tasks.items(), desc="Segmenting", unit="image", disable=None):
+            try:
+                _segment_one(model, processor, name, files, options, palette)
+            # Whatever is wrong with one image, the others are still wanted.
+            except Exception as error:
+                failures += 1
+                report(name, traceback.format_exc() if arguments.debug else message_of(error))
+    succeeded = len(tasks) + len(problems) - failures
+    counts = [f"{succeeded} segmented"]
+    counts += [f"{count} {what}" for count, what in ((failures, "failed"), (skipped, "skipped")) if count]
+    print(f"{', '.join(counts)} in {time.perf_counter() - start:.1f} s: {output_dir}")
+    return 1 if failures else 0
+
+
+def _segment_one(model, processor, name: str, files: dict[str, Path], options: SegmentationArguments, palette) -> None:
+    from ..inference.segment import segment
+    from ..model.image_reading import open_image, reading
+    from ..visualization import figures
+
+    image = open_image(name)
+    with reading(name):
+        image.load()
+    is_refined = options.refine_boundaries or "refinement" in files
+    plain = segment(
+        model,
+        processor,
+        image,
+        options,
+        refine_boundaries=False,
+        return_boundaries=is_refined or "boundaries" in files,
+    )
+    refined = plain.refined(options.boundary_threshold, options.boundary_steps) if is_refined else plain
+    label_map = (refined if options.refine_boundaries else plain).label_map
+    id2label, max_size = model.config.id2label, options.picture_size
+    for kind, file in files.items():
+        with atomic_file(file) as part:
+            if kind == "label_maps":
+                dtype = np.uint8 if model.config.num_labels <= 256 else np.uint16
+                PIL.Image.fromarray(label_map.numpy().astype(dtype)).save(part)
+            elif kind == "areas":
+                height, width = label_map.shape
+                areas = figures.class_areas(label_map, id2label)
+                data = {"image": name, "height": height, "width": width, "classes": areas}
+                part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+            elif kind == "overlays":
+                figures.draw_overlay(image, label_map, id2label, palette, options.opacity, max_size=max_size).savefig(
+                    part
+                )
+            elif kind == "boundaries":
+                probability, directions = plain.boundary_probability, plain.direction_map
+                figures.draw_boundaries(
+                    image, probability, directions, options.boundary_threshold, max_size=max_size
+                ).savefig(part)
+            else:
+                figures.draw_refinement(
+                    image, plain.label_map, refined.label_map, id2label, palette, max_size=max_size
+                ).savefig(part)
+
+
+def _is_address(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
+
+
+def files_below(directory: Path) -> Iterator[Path]:
+    """The files in a directory and its subdirectories, linked ones too, but none twice."""
+    visited = set()
+    for path, directories, names in os.walk(directory, followlinks=True):
+        real = os.path.realpath(path)
+        if real in visited:
+            directories.clear()  # a link to where we come from
+            continue
+        visited.add(real)
+        yield from (Path(path, name) for name in names if not name.startswith("._"))  # macOS adds these
+
+
+def find_images(names: Sequence[str], output_dir: Path) -> tuple[list[tuple[str, PurePath]], list[tuple[str, str]]]:
+    """
+    The images that files, directories (with all files in them), globs and addresses stand for.
+
+    Returns:
+        Pairs of an image and the path to name its results after: its path from the directory that all have in common,
+        without the suffix unless the suffix tells two images apart. And pairs of a name that stands for no image, and
+        why.
+    """
+    suffixes = {suffix for suffix, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN}
+    written = [(output_dir / kind).resolve() for kind in SUFFIXES]
+    files: dict[Path, tuple[str, Path, Path]] = {}
+    addresses, problems = {}, []
+    for name in names:
+        if _is_address(name):
+            parts = urlsplit(name)
+            steps = [step for step in unquote(parts.path).split("/") if step not in ("", ".", "..")]
+            addresses[name] = PurePath(parts.netloc.replace(":", "_"), *steps)
+            continue
+        path = Path(name).expanduser()
+        if path.is_dir():
+            found = [file for file in files_below(path) if file.suffix.lower() in suffixes and file.is_file()]
+            problem = "the directory has no images"
+        else:
+            # A file may have a name that is also a pattern.
+            matches = [path] if path.is_file() else map(Path, glob.glob(str(path), recursive=True))
+            found = [file for file in matches if file.is_file()]
+            problem = "no file matches" if glob.has_magic(name) else "no such file or directory"
+        if not found:
+            problems.append((name, problem))
+        for file in sorted(found):
+            resolved = file.resolve()
+            # Earlier results in a directory are not images of it.
+            if not path.is_dir() or not any(parent in resolved.parents for parent in written):
+                parent = path if path.is_dir() else file.parent
+                files.setdefault(resolved, (str(file), Path(os.path.abspath(file)), parent))
+
+    places: list[tuple[str, PurePath]] = []
+    for drive in dict.fromkeys(path.drive for _, path, _ in files.values()):  # more than one on Windows
+        here = [(name, path, os.path.abspath(parent)) for name, path, parent in files.values() if path.drive == drive]
+        common = os.path.commonpath([parent for _, _, parent in here])
+        places += [(name, path.relative_to(common)) for name, path, _ in here]
+    places += addresses.items()
+
+    def key(place):
+        return str(place).casefold()
+
+    stems = Counter(key(place.with_suffix("")) for _, place in places)
+    images, taken = [], set()
+    for name, place in places:
+        result = place.with_suffix("") if stems[key(place.with_suffix(""))] == 1 else place
+        number = 2
+        while key(result) in taken:
+            result, number = place.with_name(f"{place.name}-{number}"), number + 1
+        taken.add(key(result))
+        images.append((name, result))
+    return images, problems

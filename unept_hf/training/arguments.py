@@ -1,0 +1,293 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""The options of a training, from a YAML or JSON file, from the command line, or from both."""
+
+import argparse
+import json
+import math
+import os
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from transformers import HfArgumentParser
+
+from ..arguments import merge_options, option, read_options, words_of_options
+from ..data.arguments import DatasetArguments
+
+
+__all__ = [
+    "FREE_OPTIONS",
+    "NOTED_OPTIONS",
+    "RunArguments",
+    "TrainingDataArguments",
+    "TrainingModelArguments",
+    "parse_arguments",
+    "refuse",
+]
+
+# Options that may differ between a checkpoint and the run that resumes from it: they do not change the training ...
+FREE_OPTIONS = {
+    "output_dir", "dataloader_num_workers", "cpu", "logging_steps", "eval_steps",
+    "save_steps", "save_total_limit", "evaluate", "evaluation_mode", "eval_split", "max_eval_images",
+    "num_prediction_images", "load_best_model_at_end", "resume_from_checkpoint", "report_to", "run_name",
+    "disable_tqdm", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_prediction_pictures",
+    "license", "use_pretrained_backbone",
+    "backbone_checkpoint", "model_name_or_path", "class_list", "num_synthetic_eval_scenes",
+}  # fmt: skip
+# ... or they change it in a way that can be intended.
+NOTED_OPTIONS = {
+    "data_dir", "image_dir", "label_dir", "label_suffix", "max_steps", "mixed_precision", "gradient_checkpointing",
+    "torch_compile", "torch_compile_backend", "gradient_accumulation_steps",
+}  # fmt: skip
+
+# Where a model comes from: an option on the command line replaces these in a file.
+_REPLACED_OPTIONS = {
+    "preset": ("model_name_or_path",),
+    "use_pretrained_backbone": ("backbone_checkpoint", "model_name_or_path"),
+    "backbone_checkpoint": ("use_pretrained_backbone", "model_name_or_path"),
+    "model_name_or_path": ("use_pretrained_backbone", "backbone_checkpoint"),
+}
+_USAGE = "%(prog)s [OPTIONS.yaml] [--option value ...]"
+
+
+def refuse(*faults: str | bool) -> None:
+    """
+    Raises one error for all faults.
+
+    Args:
+        faults: A message for each fault; `False` where there is no fault.
+
+    Raises:
+        ValueError: with all messages.
+    """
+    messages = [fault for fault in faults if isinstance(fault, str)]
+    if messages:
+        raise ValueError(" ".join(messages))
+
+
+def _json_object(name: str, value: Any) -> dict[str, Any] | None:
+    try:
+        value = json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError as error:
+        refuse(f"{name} is not JSON ({error}): {value}")
+    refuse(not isinstance(value, dict | None) and f"{name} must be a JSON object, got {value!r}.")
+    return value
+
+
+def _expand_paths(arguments: Any, *names: str) -> None:
+    """Replaces "~" by the home folder. A shell does this too, but not after "=" or in a file."""
+    for name in names:
+        if (path := getattr(arguments, name)) is not None:
+            setattr(arguments, name, os.path.expanduser(path))
+
+
+@dataclass
+class TrainingModelArguments:
+    """Which model to train."""
+
+    preset: str = option("unept-resnet50", "A new model: unept-resnet50, unept-deit-base or unept-tiny.")
+    config_overrides: dict[str, Any] | str | None = option(
+        None,
+        "Fields of UneptConfig that replace those of the preset or of the trained model, as JSON: "
+        '{"num_feature_levels": 1}. They are merged into those of a file.',
+    )
+    use_pretrained_backbone: bool = option(
+        False, "Start the backbone of a new model from timm's weights; needs the network."
+    )
+    backbone_checkpoint: str | None = option(
+        None, "Start the backbone from this file or folder; conversion/convert_backbone_to_hf.py makes some."
+    )
+    model_name_or_path: str | None = option(
+        None, "Fine-tune this trained model instead of a preset; new classes are fine."
+    )
+
+    def __post_init__(self):
+        self.config_overrides = _json_object("config_overrides", self.config_overrides)
+        _expand_paths(self, "backbone_checkpoint", "model_name_or_path")
+        backbones = bool(self.use_pretrained_backbone) + bool(self.backbone_checkpoint)
+        refuse(
+            backbones > 1 and "use_pretrained_backbone and backbone_checkpoint exclude each other: choose one.",
+            bool(backbones and self.model_name_or_path)
+            and "model_name_or_path brings its own backbone weights: drop the options of the backbone.",
+        )
+
+
+@dataclass(kw_only=True)
+class TrainingDataArguments(DatasetArguments):
+    """What to train on, and how to augment it. See load_segmentation_dataset and TrainingAugmentation."""
+
+    num_synthetic_scenes: int = option(2000, "For synthetic: number of training scenes.")
+    num_synthetic_eval_scenes: int = option(200, "For synthetic: number of held-out scenes.")
+    train_split: str = option("train", "Split to train on.")
+    eval_split: str = option("validation", "Split to evaluate on.")
+    eval_fraction: float = option(0.0, "Evaluate on this share of the training split, and do not train on it.")
+    shuffle_buffer_size: int = option(1000, "With streaming: number of examples among which the next one is drawn.")
+    crop_size: int = option(480, "Height and width of the training crops in pixels.")
+    scale: list[int] = option(
+        [2048, 512], "Images are resized to fit within: longer side, shorter side. Evaluation does the same."
+    )
+    ratio_range: list[float] = option([0.5, 2.0], "Training multiplies the scale by a random number of this range.")
+    cat_max_ratio: float = option(0.75, "Largest share of a crop for one class.")
+    flip_probability: float = option(0.5, "Probability of a horizontal flip.")
+    photometric_distortion: bool = option(True, "Vary brightness, contrast and colors.")
+    dataloader_num_workers: int = option(2, "Processes that prepare crops, for each GPU.")
+
+    def __post_init__(self):
+        _expand_paths(self, "dataset_name", "data_dir", "image_dir", "label_dir", "class_list")
+        pairs = {"scale": self.scale, "ratio_range": self.ratio_range}
+        refuse(
+            not 0 <= self.eval_fraction < 1 and f"eval_fraction must lie in [0, 1), got {self.eval_fraction}.",
+            bool(self.eval_fraction and self.streaming)
+            and "eval_fraction cannot split a stream: set eval_split to another split.",
+            self.crop_size < 1
+            and f"crop_size must be a multiple of the model's stride such as 480, got {self.crop_size}.",
+            *(
+                f"{name} must be two positive numbers, got {pair}."
+                for name, pair in pairs.items()
+                if len(pair) != 2 or not all(0 < value < math.inf for value in pair)
+            ),
+        )
+
+
+@dataclass
+class RunArguments:
+    """How to train."""
+
+    output_dir: str = field(metadata={"help": "Folder for checkpoints, logs, pictures and models."})
+    max_steps: int = option(160_000, "Number of optimizer steps.")
+    train_batch_size: int = option(16, "Crops in one step, over all processes and accumulated pieces together.")
+    gradient_accumulation_steps: int = option(1, "Number of pieces in which a process computes its part of a step.")
+    learning_rate: float = option(1e-4, "Highest learning rate of AdamW.")
+    backbone_lr_multiplier: float = option(0.1, "Factor on the learning rate of the backbone.")
+    weight_decay: float = option(1e-4, "Weight decay of AdamW.")
+    lr_scheduler_type: str = option("step", "step, or a schedule of transformers: polynomial, cosine, linear, ...")
+    lr_milestones: list[int] = option(
+        [126_000], "For step: after these steps the learning rate is multiplied by lr_gamma."
+    )
+    lr_gamma: float = option(0.1, "For step: see lr_milestones.")
+    lr_scheduler_kwargs: dict[str, Any] | str | None = option(
+        None, 'Options of the other schedules, as JSON: {"power": 0.9}.'
+    )
+    warmup_steps: int = option(0, "Steps in which the learning rate rises from 0.")
+    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm; 0 for no limit.")
+    mixed_precision: str | None = option(None, "no, fp16 or bf16; the setting of accelerate launch by default.")
+    gradient_checkpointing: bool = option(False, "Save memory, for a third more time.")
+    torch_compile: bool = option(False, "Compile the model for training.")
+    torch_compile_backend: str = option("inductor", "Backend of torch.compile.")
+    freeze_batch_norm: bool = option(False, "Normalize with the running statistics, and do not update them.")
+    ema_decay: float = option(0.0, "Decay of a moving average of the weights, such as 0.999; 0 for no average.")
+    seed: int = option(0, "Seed of weights, order, augmentation and dropout.")
+    cpu: bool = option(False, "Stay on the CPU where there is a GPU.")
+
+    logging_steps: int = option(50, "Steps between two lines of the log.")
+    eval_steps: int = option(10_000, "Steps between two evaluations; 0: only at the end.")
+    save_steps: int = option(2_000, "Steps between two checkpoints; 0: only at the end.")
+    save_total_limit: int = option(2, "Number of checkpoints to keep; 0: all.")
+    evaluate: bool = option(True, "Whether to evaluate at all.")
+    evaluation_mode: str = option("whole", "whole images, or slide: windows of crop_size, a third of it apart.")
+    max_eval_images: int | None = option(None, "Number of images to evaluate on; all by default.")
+    num_prediction_images: int = option(3, "Rows of the picture at each evaluation.")
+    load_best_model_at_end: bool = option(
+        False, "Make the model with the highest mean IoU the final one, not the last one."
+    )
+    resume_from_checkpoint: str | None = option(
+        None, "Folder of a checkpoint, or latest: the newest in output_dir, if any."
+    )
+    report_to: list[str] = option([], "Trackers: tensorboard, trackio, wandb.")
+    run_name: str = option("unept", "Name of the project in the trackers.")
+    disable_tqdm: bool = option(False, "Show no progress bars.")
+    push_to_hub: bool = option(False, "Upload the final model.")
+    hub_model_id: str | None = option(None, "Repository to upload to; the name of output_dir by default.")
+    hub_private_repo: bool = option(False, "Whether a new repository is private.")
+    hub_prediction_pictures: bool = option(
+        False,
+        "Put a picture of evaluation images, ground truth and predictions into the folders of models, and "
+        "so onto the Hub. It shows your data.",
+    )
+    license: str | None = option(None, "License of the weights for the model card, as the Hub spells it: cc-by-4.0.")
+
+    def __post_init__(self):
+        _expand_paths(self, "output_dir", "resume_from_checkpoint")
+        self.lr_scheduler_kwargs = _json_object("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
+        least = dict.fromkeys(("max_steps", "train_batch_size", "gradient_accumulation_steps", "logging_steps"), 1)
+        least |= dict.fromkeys(("warmup_steps", "eval_steps", "save_steps", "save_total_limit", "seed"), 0)
+        if self.max_eval_images is not None:
+            least["max_eval_images"] = 1
+        numbers = ("learning_rate", "backbone_lr_multiplier", "weight_decay", "lr_gamma", "max_grad_norm")
+        usual = type(self).__dataclass_fields__
+        refuse(
+            self.mixed_precision not in (None, "no", "fp16", "bf16")
+            and f"mixed_precision must be no, fp16 or bf16, got {self.mixed_precision!r}.",
+            self.evaluation_mode not in ("whole", "slide")
+            and f"evaluation_mode must be whole or slide, got {self.evaluation_mode!r}.",
+            self.lr_scheduler_type == "reduce_lr_on_plateau"
+            and "lr_scheduler_type reduce_lr_on_plateau is not for training by steps: choose another one.",
+            not 0 <= self.ema_decay < 1 and f"ema_decay must lie in [0, 1), got {self.ema_decay}.",
+            *(
+                f"{name} must be at least {limit}, got {getattr(self, name)}."
+                for name, limit in least.items()
+                if getattr(self, name) < limit
+            ),
+            *(
+                f"{name} must be a finite number from 0 on, such as {usual[name].default}, got {getattr(self, name)}."
+                for name in numbers
+                if not 0 <= getattr(self, name) < math.inf
+            ),
+            self.load_best_model_at_end and not self.evaluate and "load_best_model_at_end needs evaluate.",
+        )
+
+
+def _with_model_options(options: dict[str, Any], args: list[str]) -> dict[str, Any]:
+    """The options of a file that the words of a command line do not replace, with both `config_overrides` merged."""
+    dataclass_type: Any = TrainingModelArguments
+    names = [one.name for one in fields(dataclass_type)]
+    parser = HfArgumentParser(dataclass_type, usage=_USAGE, add_help=False)
+    given, _ = parser.parse_known_args(args, argparse.Namespace(**dict.fromkeys(names)))
+    replaced = {other for name, others in _REPLACED_OPTIONS.items() if getattr(given, name) for other in others}
+    options = {name: value for name, value in options.items() if name not in replaced}
+    if given.config_overrides is not None:
+        both = (options.get("config_overrides"), given.config_overrides)
+        options["config_overrides"] = merge_options(*(_json_object("config_overrides", one) or {} for one in both))
+    return options
+
+
+def parse_arguments(
+    args: list[str], program: str | None = None
+) -> tuple[TrainingModelArguments, TrainingDataArguments, RunArguments]:
+    """
+    The options of a command line. If its first word is a YAML or JSON file, that file comes first, and the words after
+    it replace its values.
+
+    Args:
+        args: The words.
+        program: Name of the command in messages and help; that of the running script by default.
+
+    Raises:
+        ValueError: for unknown options, and for values that cannot be used.
+        SystemExit: for words that are not of an option's type, after a message.
+    """
+    dataclass_types: Any = (TrainingModelArguments, TrainingDataArguments, RunArguments)
+    parser = HfArgumentParser(
+        dataclass_types,
+        prog=program,
+        description="Trains UN-EPT on ADE20K, CamVid, Cityscapes, PASCAL-Context, a data set of the Hub, or your own "
+        "images and masks.",
+        usage=_USAGE,
+    )
+    parser.add_argument("--traceback", action="store_true", help="Show where errors come from.")
+    if args and args[0].endswith((".yaml", ".yml", ".json")):
+        path, *args = args
+        options = read_options(path)
+        known = {one.name for arguments in dataclass_types for one in fields(arguments)}
+        unknown = ", ".join(name for name in options if name not in known)
+        refuse(
+            bool(unknown) and f"{path} has unknown options: {unknown}. --help lists the known ones.",
+            options.get("lr_milestones") == []
+            and f"{path} has no lr_milestones: for a constant rate set lr_gamma: 1.0.",
+        )
+        # As words of a command line, so that both are read and checked in the same way. Of two equal options the last
+        # one counts.
+        options = _with_model_options(options, args)
+        overrides = {"config_overrides": options.pop("config_overrides", None)}
+        args = words_of_options(options) + args + words_of_options(overrides)
+    model_args, data_args, run_args, _ = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
+    return model_args, data_args, run_args

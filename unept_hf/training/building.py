@@ -1,0 +1,210 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""What a training is made of, from its options: data sets, model, batches, optimizer and learning rates."""
+
+import math
+from dataclasses import fields
+from typing import Any, TypeAlias
+
+import datasets
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from torch.utils.data import DataLoader
+from transformers import get_scheduler
+
+from ..data.arguments import DatasetArguments
+from ..data.augmentation import TrainingAugmentation
+from ..data.class_lists import ClassList
+from ..data.segmentation_datasets import hold_out, load_segmentation_dataset
+from ..model.backbone_unept import plain_tensors
+from ..model.configuration_unept import UneptConfig
+from ..model.image_processing_unept import UneptImageProcessor
+from ..model.modeling_unept import UneptForSemanticSegmentation
+from .arguments import RunArguments, TrainingDataArguments, TrainingModelArguments, refuse
+from .order import AugmentedDataset, AugmentedStream, TrainingOrder
+from .processes import ignore_signals
+
+
+__all__ = ["load_data", "load_model", "make_config", "make_loader", "make_optimizer", "make_scheduler"]
+
+logger = get_logger(__name__)
+
+AnyDataset: TypeAlias = datasets.Dataset | datasets.IterableDataset
+
+
+def load_data(
+    data_args: TrainingDataArguments, run_args: RunArguments
+) -> tuple[AnyDataset, AnyDataset | None, ClassList]:
+    """The training set, the evaluation set or `None`, and the classes."""
+    source = {option.name: getattr(data_args, option.name) for option in fields(DatasetArguments)}
+    train_set, class_list = load_segmentation_dataset(split=data_args.train_split, **source)
+    refuse(isinstance(train_set, datasets.Dataset) and not len(train_set) and "The training data set is empty.")
+    if data_args.eval_fraction:
+        train_set, eval_set = hold_out(train_set, data_args.eval_fraction, run_args.seed)
+        return train_set, eval_set if run_args.evaluate else None, class_list
+    if not run_args.evaluate:
+        return train_set, None, class_list
+    source["num_synthetic_scenes"] = data_args.num_synthetic_eval_scenes
+    try:
+        eval_set, _ = load_segmentation_dataset(split=data_args.eval_split, **source)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}\nThat was the evaluation set. Other ways: eval_fraction takes a share of the training set, and "
+            "evaluate=False does without."
+        ) from error
+    return train_set, eval_set, class_list
+
+
+def make_config(model_args: TrainingModelArguments, crop_size: int, class_list: ClassList) -> UneptConfig:
+    """Configuration of a new model for some classes."""
+    overrides: Any = model_args.config_overrides or {}
+    unknown = ", ".join(sorted(overrides.keys() - UneptConfig().to_dict().keys()))
+    refuse(bool(unknown) and f"config_overrides has fields that UneptConfig does not know: {unknown}.")
+    config = UneptConfig.from_preset(model_args.preset, **_class_options(class_list), **overrides)
+    if "query_grid_size" not in overrides:
+        # One learned query for each cell of the crops that it is trained on.
+        config.query_grid_size = (math.ceil(crop_size / config.query_stride),) * 2
+    return config
+
+
+def _class_options(class_list: ClassList) -> dict:
+    return {
+        "id2label": dict(class_list.id2label),
+        "label2id": dict(class_list.label2id),
+        "semantic_loss_ignore_index": class_list.ignore_index,
+    }
+
+
+def load_model(
+    model_args: TrainingModelArguments, crop_size: int, class_list: ClassList, is_resumed: bool
+) -> UneptForSemanticSegmentation:
+    """A new model, or a trained one with the classes of the data set. When resumed, its weights do not matter."""
+    name = model_args.model_name_or_path
+    overrides: Any = model_args.config_overrides or {}
+    if name:
+        with plain_tensors(name):
+            model, found = UneptForSemanticSegmentation.from_pretrained(
+                name,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                dtype=torch.float32,
+                **_class_options(class_list),
+                **overrides,
+            )
+        for keys, what in (
+            (found["unexpected_keys"], f"of {name} are not used"),
+            (found["missing_keys"], f"that {name} does not have start new"),
+        ):
+            if keys:
+                some = ", ".join(sorted(keys)[:3])
+                logger.warning(f"With config_overrides={overrides}, {len(keys)} weights {what}: {some}, ...")
+    else:
+        model = UneptForSemanticSegmentation(make_config(model_args, crop_size, class_list))
+        if (model_args.use_pretrained_backbone or model_args.backbone_checkpoint) and not is_resumed:
+            model.load_pretrained_backbone(model_args.backbone_checkpoint)
+    divisor = model.model.size_divisor
+    refuse(
+        crop_size % divisor != 0
+        and f"crop_size={crop_size} must be a multiple of {divisor}, the stride of this model."
+    )
+    return model
+
+
+def make_loader(
+    dataset: AnyDataset,
+    class_list: ClassList,
+    config: UneptConfig,
+    processor: UneptImageProcessor,
+    accelerator: Accelerator,
+    first_step: int,
+    data_args: TrainingDataArguments,
+    run_args: RunArguments,
+) -> DataLoader:
+    """Batches of this process from a step on. Not for `Accelerator.prepare`: it knows the processes itself."""
+    processes = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
+    accumulation = run_args.gradient_accumulation_steps
+    num_workers = data_args.dataloader_num_workers
+    augmentation = TrainingAugmentation.from_config(
+        config,
+        processor,
+        crop_size=data_args.crop_size,
+        scale=tuple(data_args.scale),
+        ratio_range=tuple(data_args.ratio_range),
+        cat_max_ratio=data_args.cat_max_ratio,
+        flip_probability=data_args.flip_probability,
+        photometric_distortion=data_args.photometric_distortion,
+    )
+    crops: AugmentedStream | AugmentedDataset
+    if isinstance(dataset, datasets.IterableDataset):
+        piece = run_args.train_batch_size // (accelerator.num_processes * accumulation)
+        crops = AugmentedStream(
+            dataset,
+            class_list,
+            augmentation,
+            seed=run_args.seed,
+            buffer_size=data_args.shuffle_buffer_size,
+            batch_size=piece,
+            skip_batches=first_step * accumulation,
+            **processes,
+        )
+        num_workers = min(num_workers, crops.num_shards)
+        batches = {"batch_size": piece}
+    else:
+        crops = AugmentedDataset(dataset, class_list, augmentation, seed=run_args.seed)
+        order = TrainingOrder(
+            len(dataset),
+            run_args.train_batch_size,
+            run_args.max_steps,
+            seed=run_args.seed,
+            first_step=first_step,
+            accumulation_steps=accumulation,
+            **processes,
+        )
+        batches = {"batch_sampler": order}
+    return DataLoader(
+        crops,
+        num_workers=num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+        worker_init_fn=ignore_signals,
+        # Its own, because a loader draws a number, and dropout would not see the same ones after a resume.
+        generator=torch.Generator(),
+        **batches,
+    )
+
+
+def make_optimizer(model: UneptForSemanticSegmentation, run_args: RunArguments) -> torch.optim.AdamW:
+    """AdamW with a lower learning rate for the backbone."""
+    backbone = {id(parameter) for parameter in model.model.backbone.parameters()}
+    groups = [
+        {
+            "params": [p for p in model.parameters() if p.requires_grad and (id(p) in backbone) == is_backbone],
+            "lr": run_args.learning_rate * (run_args.backbone_lr_multiplier if is_backbone else 1.0),
+        }
+        for is_backbone in (False, True)
+    ]
+    return torch.optim.AdamW(groups, lr=run_args.learning_rate, weight_decay=run_args.weight_decay)
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, run_args: RunArguments) -> torch.optim.lr_scheduler.LambdaLR:
+    """The learning rate over the steps."""
+    if run_args.lr_scheduler_type != "step":
+        kwargs: Any = run_args.lr_scheduler_kwargs
+        try:
+            return get_scheduler(
+                run_args.lr_scheduler_type,
+                optimizer,
+                num_warmup_steps=run_args.warmup_steps,
+                num_training_steps=run_args.max_steps,
+                scheduler_specific_kwargs=kwargs,
+            )
+        except TypeError as error:
+            raise ValueError(
+                f"lr_scheduler_kwargs {kwargs} does not fit lr_scheduler_type {run_args.lr_scheduler_type}: {error}"
+            ) from error
+
+    def factor(step: int) -> float:
+        if step < run_args.warmup_steps:
+            return (step + 1) / run_args.warmup_steps
+        return run_args.lr_gamma ** sum(step >= milestone for milestone in run_args.lr_milestones)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
