@@ -74,7 +74,7 @@ from unept_hf.training.checkpoints import (
     start_checkpoint,
 )
 from unept_hf.training.order import AugmentedDataset, AugmentedStream, TrainingOrder, data_fingerprint
-from unept_hf.visualization.overlay import color_label_map
+from unept_hf.visualization.figures import color_label_map
 
 
 logger = get_logger(__name__)
@@ -724,8 +724,8 @@ def draw_predictions(samples: list[dict[str, Any]], class_list: ClassList, path:
     for row, sample in zip(axes, samples):
         panels = {
             "image": sample["image"],
-            "ground truth": color_label_map(sample["reference"], class_list.palette, unlabeled=black),
-            "prediction": color_label_map(sample["prediction"], class_list.palette, unlabeled=black),
+            "ground truth": color_label_map(sample["reference"], class_list.palette, unlabelled=black),
+            "prediction": color_label_map(sample["prediction"], class_list.palette, unlabelled=black),
         }
         for axis, (title, panel) in zip(row, panels.items()):
             axis.imshow(panel)

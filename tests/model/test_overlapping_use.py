@@ -20,7 +20,7 @@ from unept_hf.inference.segment import evaluation_mode
 from unept_hf.model import deformable_attention as attention
 from unept_hf.model.deformable_attention import accelerate_transformers, attention_backend
 from unept_hf.training.order import AugmentedDataset
-from unept_hf.visualization.sampling_points import sampling_points
+from unept_hf.visualization.figures import sampling_points
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from ..data.class_lists import ClassList
 from ..data.label_maps import decode_example
 from ..data.segmentation_datasets import hold_out, load_segmentation_dataset
 from ..inference.segment import refine, segment_batch
-from ..visualization.overlay import color_label_map
+from ..visualization.figures import color_label_map
 from .arguments import EvaluationArguments, EvaluationDataArguments
 from .metrics import boundary_f_scores, confusion_matrix, trimap_confusion_matrices
 from .metrics.boundary_f1.boundary_f1 import scores_from_sums

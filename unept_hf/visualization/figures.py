@@ -1,6 +1,7 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
-Figures of what a model sees: classes over the image, errors, boundaries, refinement, and sampling points.
+Figures of what a model sees: classes over the image, errors, boundaries, refinement, and sampling points. The pictures
+and numbers that need no matplotlib come from `overlay` and `sampling_points`, and can be imported from here as well.
 
 All functions take images and label maps as PIL images, arrays or tensors, and images as paths or addresses as well.
 Figures are matplotlib's, made without pyplot: `figure.savefig(...)` writes them, notebooks show them, and
@@ -26,18 +27,23 @@ from ..model.boundary import DIRECTIONS
 from ..model.image_processing_pil_unept import resize_label_map
 from ..palette import OKABE_ITO
 from .overlay import as_array, class_areas, class_palette, color_label_map, overlay, read_image, read_label_map
-from .sampling_points import SamplingPoints
+from .sampling_points import SamplingPoints, sampling_points
 
 
 __all__ = [
     "DIRECTION_COLORS",
     "NotebookFigure",
+    "SamplingPoints",
+    "class_areas",
+    "color_label_map",
     "draw_boundaries",
     "draw_comparison",
     "draw_overlay",
     "draw_refinement",
     "draw_sampling_points",
     "figure_to_image",
+    "overlay",
+    "sampling_points",
 ]
 
 # One for each direction. Around the circle, yellow turns to blue over light colors and back over dark ones, so that
