@@ -26,7 +26,16 @@ from torch.nn import functional as F
 from ..model.boundary import DIRECTIONS
 from ..model.image_processing_pil_unept import resize_label_map
 from ..palette import OKABE_ITO
-from .overlay import as_array, class_areas, class_palette, color_label_map, overlay, read_image, read_label_map
+from .overlay import (
+    as_array,
+    class_areas,
+    class_palette,
+    color_label_map,
+    overlay,
+    read_image,
+    read_label_map,
+    shown_size,
+)
 from .sampling_points import SamplingPoints, sampling_points
 
 
@@ -76,12 +85,6 @@ def figure_to_image(figure: Figure, dpi: float | None = None) -> PIL.Image.Image
 
 def _hex(color) -> str:
     return "#{:02x}{:02x}{:02x}".format(*color)
-
-
-def _shown_size(size: tuple[int, int], max_size: int, min_size: int = 1) -> tuple[int, int]:
-    """(height, width) of an image in a figure: its own, scaled to a longer side from `min_size` to `max_size`."""
-    scale = min(max(1, min_size // max(size)), max_size / max(size))
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def _resized(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -179,7 +182,7 @@ def draw_overlay(
     palette = class_palette(palette, id2label, labels)
     areas = class_areas(labels, id2label)
     # Small images are enlarged, so that the lines between classes stay thin.
-    size = _shown_size(labels.shape, max_size, min_size=512)
+    size = shown_size(labels.shape, max_size, min_size=512)
     pixels, labels = _resized(pixels, size), _resized(labels, size)
 
     height, width = size
@@ -232,7 +235,7 @@ def draw_comparison(
     known = {area["id"] for area in areas}
     areas += [area | {"fraction": 0.0} for area in class_areas(labels, id2label) if area["id"] not in known]
 
-    size = _shown_size(labels.shape, max_size)
+    size = shown_size(labels.shape, max_size)
     small = _resized(pixels, size)
     errors = _faded(small)
     errors[~_resized(counted, size)] = 255
@@ -282,7 +285,7 @@ def draw_boundaries(
     direction = read_label_map(direction_map, pixels.shape[:2], "direction_map")
     probability = as_array(boundary_probability).astype(np.float32)
     is_boundary = (probability > threshold) & (direction >= 0) & (direction < len(DIRECTIONS))
-    size = _shown_size(pixels.shape[:2], max_size)
+    size = shown_size(pixels.shape[:2], max_size)
     small, direction = _resized(pixels, size), _resized(direction, size)
     probability, is_boundary = _resized(probability, size), _resized(is_boundary, size)
     colors = _faded(small)
@@ -351,11 +354,11 @@ def draw_refinement(
             "other change": (changed & ~better & ~worse, OKABE_ITO[5]),
         }
 
-    size = _shown_size(before.shape, max_size)
+    size = shown_size(before.shape, max_size)
     figure, axes = _panels(size, 4, rows=2, extra=0.3)
     window = _busiest_window(changed)
     for row, crop in zip(axes, ((slice(None), slice(None)), window)):
-        part = _shown_size(changed[crop].shape, max_size)
+        part = shown_size(changed[crop].shape, max_size)
         small = _resized(np.ascontiguousarray(pixels[crop]), part)
         marked = _faded(small)
         for mask, color in kinds.values():
@@ -389,7 +392,7 @@ def draw_sampling_points(image, points: SamplingPoints, max_size: int = 1024) ->
     """
     pixels = read_image(image)
     height, width = pixels.shape[:2]
-    size = _shown_size((height, width), max_size)
+    size = shown_size((height, width), max_size)
     faded = _faded(_resized(pixels, size))
     heads, levels, per_level, _ = points.locations.shape
     columns = min(3, 1 + heads)

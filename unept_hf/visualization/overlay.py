@@ -12,7 +12,16 @@ from ..model.image_processing_pil_unept import image_to_tensor, label_map_to_ten
 from ..palette import default_palette
 
 
-__all__ = ["as_array", "class_areas", "class_palette", "color_label_map", "overlay", "read_image", "read_label_map"]
+__all__ = [
+    "as_array",
+    "class_areas",
+    "class_palette",
+    "color_label_map",
+    "overlay",
+    "read_image",
+    "read_label_map",
+    "shown_size",
+]
 
 
 def as_array(values) -> np.ndarray:
@@ -38,6 +47,12 @@ def read_label_map(label_map, size: tuple[int, int] | None = None, name: str = "
     # Unlabeled pixels may have a negative number.
     ignore_index = int(np.nanmin(labels, initial=0)) or -1
     return label_map_to_tensor(labels, size or labels.shape, ignore_index, name).numpy()
+
+
+def shown_size(size: tuple[int, int], max_size: int, min_size: int = 1) -> tuple[int, int]:
+    """The size of an image in a picture: its own, scaled to a longer side from `min_size` to `max_size`."""
+    scale = min(max(1, min_size // max(size)), max_size / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def class_palette(palette, id2label: Mapping[int, str] | None, *label_maps: np.ndarray) -> np.ndarray:
