@@ -1,5 +1,5 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""What the ablations and the comparison with other models share: scenes, training and metrics."""
+"""Shared by the ablations and the comparison with other models: scenes, training and metrics."""
 
 import resource
 import time
@@ -27,8 +27,8 @@ def draw_scenes(folder: Path, train_scenes: int, eval_scenes: int, size: int) ->
     """
     Scenes to train on and held-out ones: images `(count, 3, size, size)` and label maps `(count, size, size)`, uint8.
 
-    They are drawn once, and kept in the folder: by the process that starts the runs, so that the memory of the runs
-    does not count the drawing.
+    The process that starts the runs draws them once and keeps them in the folder, so that the memory of the runs does
+    not include the drawing.
     """
     return _draw(folder, 0, train_scenes, size), _draw(folder, HELD_OUT, eval_scenes, size)
 
@@ -54,7 +54,7 @@ def normalized(images: Tensor) -> Tensor:
 
 
 def peak_memory() -> int:
-    """Bytes of the most that this process has held."""
+    """Peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
