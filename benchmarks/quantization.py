@@ -4,8 +4,8 @@ How does int8 change the speed and the mean IoU?
 
 A trained model is evaluated on synthetic scenes, and timed for one image, in float32 and in int8: in ONNX Runtime,
 and, if the packages are installed, loaded by transformers through torchao and bitsandbytes. Beside the mean IoU, the
-table gives the share of pixels with the same class as in PyTorch with float32. A preset has random weights, and is only
-timed.
+table gives the share of pixels with the same class as in PyTorch with float32. A preset has random weights, and is
+only timed.
 
     python benchmarks/quantization.py --repeats 9
     python benchmarks/quantization.py --repeats 9 --preset unept-deit-base
