@@ -150,11 +150,11 @@ def resident_bytes():
 
 
 def peak_memory(function, device):
-    """Bytes on top of the memory in use before, results included."""
+    """Bytes over what was there before, results included."""
     function()
     gc.collect()
     if platform.system() == "Linux":
-        # Otherwise freed memory counts as used.
+        # Else memory that was freed counts as being there.
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     if device.type == "cuda":
         synchronize(device)

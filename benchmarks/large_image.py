@@ -2,8 +2,8 @@
 """
 How much time and memory does a large image take in sliding windows, and does the batch size change the label map?
 
-Peak memory is the peak of the process above its memory after a single batch of windows: the image, the label map, and
-the working memory of `segment`. On a GPU, the peak of the device is printed too. Linux only.
+Peak memory is that of the process, less what it was after a single batch of windows: the image, the label map, and
+what `segment` holds meanwhile. On a GPU, that of the device is printed too. Linux only.
 
     python benchmarks/large_image.py --size 8192 --batch-sizes 1 8
 """
@@ -15,7 +15,8 @@ import time
 import numpy as np
 import torch
 
-from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor, segment
+from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor
+from unept_hf.inference.segment import segment
 from unept_hf.synthetic.scenes import synthetic_scene
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 # Each tensor has its own allocation, so that the memory beyond it is not torch's too.
 os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
 os.environ["UNEPT_TEST_BACKEND"] = "triton"
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "kernels"))
 
 import torch
 from test_deformable_attention import draw, plain_form, run

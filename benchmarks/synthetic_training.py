@@ -54,7 +54,7 @@ def normalized(images: Tensor) -> Tensor:
 
 
 def peak_memory() -> int:
-    """Peak memory of this process in bytes."""
+    """Bytes of the most that this process has held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

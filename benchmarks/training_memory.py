@@ -84,7 +84,7 @@ def measure(preset, mode, arguments):
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
     else:
-        # In kilobytes, on macOS in bytes.
+        # Kilobytes, on macOS bytes.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     # The first step compiles and fills caches.
     return {"bytes": peak, "seconds": statistics.median(seconds[1:])}

@@ -30,7 +30,7 @@ from transformers import (
     SwinConfig,
 )
 
-from unept_hf import accelerate_transformers
+from unept_hf.model.deformable_attention import accelerate_transformers
 
 
 def resnet50():

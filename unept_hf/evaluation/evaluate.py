@@ -477,7 +477,7 @@ def results_figure(results: dict, class_list: ClassList) -> Figure:
             if name == "image":
                 axis.imshow(one[name])
             else:
-                colors = color_label_map(one[name], class_list.palette, unlabeled=(0, 0, 0))
+                colors = color_label_map(one[name], class_list.palette, unlabelled=(0, 0, 0))
                 axis.imshow(colors, interpolation="nearest")
             title = f"{name} {one['name']}" if name == "image" else name
             axis.set_title(title, fontsize=9, parse_math=False)
