@@ -37,7 +37,8 @@ from unept_hf.arguments import HubArguments
 from unept_hf.cli.command_line import choose_device, load_model
 from unept_hf.inference.options import PredictionOptions
 from unept_hf.inference.segment import SegmentationResult, segment
-from unept_hf.model.image_processing_pil_unept import LONGEST_SIDE, image_to_tensor, resize_label_map
+from unept_hf.model.image_preprocessing import resize_label_map
+from unept_hf.model.image_reading import LONGEST_SIDE, image_to_tensor
 from unept_hf.palette import default_palette
 from unept_hf.synthetic.scenes import synthetic_scenes
 from unept_hf.visualization.figures import draw_sampling_points, figure_to_image

@@ -120,7 +120,7 @@ def test_bad_images_are_reported_and_passed_over(folder, photos, capsys):
         (str(Path("photos/broken.jpg")), errors[2].partition(": ")[2].partition(": ")[2]),
         (str(Path("photos/cut.png")), errors[3].partition(": ")[2].partition(": ")[2]),
     ]
-    assert "broken.jpg is no image file" in errors[2] and "truncated" in errors[3]
+    assert "broken.jpg cannot be read: it is not an image" in errors[2] and "truncated" in errors[3]
     assert written() == ["areas/a.json", "areas/deep/b.jpg.json", "areas/deep/b.png.json"]
     assert main([*arguments, "--existing", "overwrite", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err

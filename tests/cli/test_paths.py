@@ -23,7 +23,7 @@ from unept_hf.evaluation.evaluate import save_results
 from unept_hf.export.hub import export
 from unept_hf.files import atomic_directory, remove_leftovers
 from unept_hf.inference.loading import load_model_and_processor
-from unept_hf.model.image_processing_pil_unept import open_image
+from unept_hf.model.image_reading import open_image
 from unept_hf.synthetic.scenes import SYNTHETIC_CLASSES, synthetic_scene
 from unept_hf.training.checkpoints import commit_checkpoint, read_checkpoint, start_checkpoint
 from unept_hf.visualization import figures as visualization

@@ -198,7 +198,7 @@ def segment_one(model, processor, name: str, files: dict[str, Path], options: Se
     import PIL.Image
 
     from ..inference.segment import refine, segment
-    from ..model.image_processing_pil_unept import open_image, reading
+    from ..model.image_reading import open_image, reading
     from ..visualization import figures as visualization
 
     image = open_image(name)

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from ..model.image_processing_pil_unept import image_to_tensor
+from ..model.image_reading import image_to_tensor
 from .class_lists import ClassList
 
 

@@ -25,8 +25,9 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from ..data.class_lists import available_class_lists
 from ..files import atomic_directory
 from ..model.configuration_unept import UneptConfig
-from ..model.image_processing_pil_unept import UneptImageProcessorPil, open_image, reading
+from ..model.image_processing_pil_unept import UneptImageProcessorPil
 from ..model.image_processing_unept import UneptImageProcessor
+from ..model.image_reading import open_image, reading
 from ..model.modeling_unept import UneptForSemanticSegmentation, UneptModel
 
 

@@ -27,14 +27,8 @@ from transformers.image_utils import SizeDict
 from transformers.modeling_outputs import ModelOutput
 
 from ..model.boundary import DIRECTIONS, follow_direction
-from ..model.image_processing_pil_unept import (
-    WHITE_NORMALIZED,
-    clip_to_pixels,
-    image_to_tensor,
-    open_image,
-    resized_size,
-    with_file,
-)
+from ..model.image_preprocessing import resized_size
+from ..model.image_reading import WHITE_NORMALIZED, clip_to_pixels, image_to_tensor, open_image, with_file
 from ..model.post_processing_unept import output_field
 
 

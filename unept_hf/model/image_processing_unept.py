@@ -1,41 +1,37 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""Image processor of UN-EPT on torchvision. What both backends share is in `image_processing_pil_unept`."""
+"""Image processor of UN-EPT on torchvision."""
 
 import torch
 from torch import Tensor
 from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_transforms import group_images_by_shape, reorder_images
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import Unpack
 from transformers.utils import requires_backends
 
-from .image_processing_pil_unept import (
-    UneptImageProcessorKwargs,
-    UneptPreprocessing,
-    resize_with_pillow,
-    resized_size,
-)
+from .image_preprocessing import UneptImageProcessorKwargs, UneptPreprocessing, resize_with_pillow
 
+
+__all__ = ["UneptImageProcessor"]
 
 # The filters that torchvision has with antialiasing on every device, and since its oldest supported version.
-TORCHVISION_FILTERS = (PILImageResampling.NEAREST, PILImageResampling.BILINEAR, PILImageResampling.BICUBIC)
+_TORCHVISION_FILTERS = (PILImageResampling.NEAREST, PILImageResampling.BILINEAR, PILImageResampling.BICUBIC)
 
 
 class UneptImageProcessor(UneptPreprocessing, TorchvisionBackend):
     r"""
-    Image processor of UN-EPT: resizes, rescales, normalises and pads images and their label maps, and turns the
+    Image processor of UN-EPT: resizes, rescales, normalizes and pads images and their label maps, and turns the
     outputs of the model into label maps.
 
     Args:
         do_resize (`bool`, *optional*, defaults to `True`):
             Whether to resize images to `size`. Otherwise they keep their size, and their sides are padded to the next
-            multiple of `size_divisor` where `do_pad` is set.
+            multiple of `size_divisor` if `do_pad` is set.
         size (`dict[str, int]`, *optional*, defaults to `{"shortest_edge": 512, "longest_edge": 2048}`):
-            Length of the shorter side in pixels and the most that the longer side may have, with both sides rounded to
+            Length of the shorter side and maximum of the longer side in pixels, with both sides rounded to
             the nearest multiple of `size_divisor` in the same resize; or a fixed `{"height", "width"}` in multiples of
             `size_divisor`. A number stands for the shortest edge.
         size_divisor (`int`, *optional*, defaults to 16):
-            What both sides of the output are multiples of, in pixels.
+            Both sides of the output are multiples of it, in pixels.
         resample (`PILImageResampling`, *optional*, defaults to `BILINEAR`):
             Filter for images, with antialiasing. Label maps always take the nearest label. Filters beyond `NEAREST`,
             `BILINEAR` and `BICUBIC` are slower: Pillow applies them, on the CPU.
@@ -50,10 +46,10 @@ class UneptImageProcessor(UneptPreprocessing, TorchvisionBackend):
         image_std (`list[float]`, *optional*, defaults to that of ImageNet):
             Standard deviation of each channel.
         do_reduce_labels (`bool`, *optional*, defaults to `False`):
-            Whether to move labels down by one, for data sets in which 0 stands for no class: 0 becomes
+            Whether to move labels down by one, for data sets in which 0 means "no class": 0 becomes
             `ignore_index`, which stays.
         ignore_index (`int`, *optional*, defaults to 255):
-            Label of pixels that have no class, and of padding. Has to be the model's `semantic_loss_ignore_index`.
+            Label of pixels without a class, and of padding. It must be the model's `semantic_loss_ignore_index`.
         do_convert_rgb (`bool`, *optional*, defaults to `True`):
             Whether to bring images to RGB. Transparent ones are laid over white.
         do_pad (`bool`, *optional*, defaults to `True`):
@@ -61,55 +57,34 @@ class UneptImageProcessor(UneptPreprocessing, TorchvisionBackend):
             multiples of `size_divisor`.
         do_boundary_targets (`bool`, *optional*, defaults to `False`):
             Whether to return the targets of the boundary heads with the labels, made with the default options of
-            [`boundary_targets`]. Leave it off for a model with other ones, which makes its targets itself. Needs the
+            `boundary_targets`. Leave it off for a model with other options, which makes its targets itself. Needs the
             package `edt`.
     """
 
     def __init__(self, **kwargs: Unpack[UneptImageProcessorKwargs]):
         # transformers imports this backend without torchvision too, and would fail only at the first image.
         requires_backends(self, ["torchvision"])
-        super().__init__(**kwargs)
+        super().__init__(**kwargs)  # type: ignore[misc]
 
     def _to_backend(self, tensor: Tensor, device: "torch.device | str | None") -> Tensor:
         return tensor if device is None else tensor.to(device)
 
-    def resize(self, image: Tensor, size: SizeDict, resample: "PILImageResampling | None" = None, **kwargs) -> Tensor:
+    def resize(  # type: ignore[override]
+        self,
+        image: Tensor,
+        size: SizeDict,
+        resample: PILImageResampling | None = None,
+        antialias: bool = True,
+        **kwargs,
+    ) -> Tensor:
         """
         Resizes images `(..., channels, height, width)`, uint8 or float32, to `size.height` and `size.width`. Floating
         point numbers stay in the range of each image, as 8 bit ones do.
         """
-        if resample is None or resample in TORCHVISION_FILTERS:
-            resized = super().resize(image, size, resample, **kwargs)
+        if resample is None or resample in _TORCHVISION_FILTERS:
+            resized = super().resize(image, size, resample, antialias, **kwargs)
         else:
             resized = torch.from_numpy(resize_with_pillow(image.numpy(force=True), size, resample)).to(image.device)
         if not image.is_floating_point():
             return resized
         return resized.clamp(*(limit((-3, -2, -1), keepdim=True) for limit in (image.amin, image.amax)))
-
-    def _preprocess(
-        self,
-        images: list[Tensor],
-        do_resize: bool | None,
-        size: SizeDict,
-        size_divisor: int,
-        resample: "PILImageResampling | None",
-        do_rescale: bool | None,
-        rescale_factor: float | None,
-        do_normalize: bool | None,
-        image_mean: float | list[float] | None,
-        image_std: float | list[float] | None,
-        disable_grouping: bool | None,
-        **kwargs,
-    ) -> list[Tensor]:
-        """Resizes, rescales and normalises images `(channels, height, width)`, and returns them as float32."""
-        groups, order = group_images_by_shape(images, disable_grouping=disable_grouping)
-        for shape, group in groups.items():
-            if do_resize:
-                height, width = resized_size(*group.shape[-2:], size, size_divisor)
-                group = self.resize(group, SizeDict(height=height, width=width), resample)
-            group = self.rescale_and_normalize(group, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
-            groups[shape] = group.float()
-        return reorder_images(groups, order)
-
-
-__all__ = ["UneptImageProcessor"]

@@ -16,12 +16,14 @@ from transformers.image_processing_outputs import SemanticSegmentationPostProces
 from .boundary import refine_label_map
 
 
+__all__ = ["output_field", "post_process_semantic_segmentation"]
+
 # Resized scores that are held at once while looking for the best class: all 150 classes of ADE20K at 1024x2048 would
 # take 1.2 GB.
-CHUNK_BYTES = 64 * 2**20
+_CHUNK_BYTES = 64 * 2**20
 
 
-def resize_logits(logits: Tensor, covered: tuple[float, float], size: tuple[int, int] | None) -> Tensor:
+def _resize_logits(logits: Tensor, covered: tuple[float, float], size: tuple[int, int] | None) -> Tensor:
     """
     Cuts the padding off the logits of one image, and resizes the rest bilinearly.
 
@@ -41,14 +43,14 @@ def resize_logits(logits: Tensor, covered: tuple[float, float], size: tuple[int,
         return logits
     if rows == logits.shape[1] and columns == logits.shape[2]:
         return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
-    # The operator behind `interpolate` takes the size and the scales apart from each other. That is what an image that
-    # ends within a cell needs: the size comes from the target, the scale from the part of the cells that it covers.
+    # The operator behind `interpolate` takes the size and the scales apart from each other, which an image that ends
+    # within a cell needs: the size comes from the target, the scale from the part of the cells that it covers.
     return torch.ops.aten.upsample_bilinear2d(logits[None], size, False, size[0] / rows, size[1] / columns)[0]
 
 
-def best_channel(logits: Tensor, covered: tuple[float, float], size: tuple[int, int] | None) -> Tensor:
+def _best_channel(logits: Tensor, covered: tuple[float, float], size: tuple[int, int] | None) -> Tensor:
     """
-    The argmax over the channels of `resize_logits`, with the same arguments, which never holds all of its result.
+    The argmax over the channels of `_resize_logits`, with the same arguments, which never holds its whole result.
 
     Returns:
         `(height, width)`, int64. Ties go to the lowest channel, as with `Tensor.argmax`.
@@ -57,61 +59,43 @@ def best_channel(logits: Tensor, covered: tuple[float, float], size: tuple[int, 
     height, width = size if size is not None else logits.shape[1:]
     # PyTorch may resize three channels by other code, and round the last bit differently. To get exactly the argmax of
     # all classes, chunks have the same size, which is a power of two, and the last one overlaps the one before.
-    step = min(channels, 2 ** int(math.log2(max(1, CHUNK_BYTES // (4 * height * width)))))
-    best_score = best = None
-    for start in range(0, channels, step):
+    step = min(channels, 2 ** int(math.log2(max(1, _CHUNK_BYTES // (4 * height * width)))))
+    best_score, best = _resize_logits(logits[:step], covered, size).max(dim=0)
+    for start in range(step, channels, step):
         start = min(start, channels - step)
-        score, channel = resize_logits(logits[start : start + step], covered, size).max(dim=0)
-        if best is None:
-            best_score, best = score, channel
-        else:
-            better = score > best_score
-            best_score = torch.where(better, score, best_score)
-            best = torch.where(better, channel + start, best)
+        score, channel = _resize_logits(logits[start : start + step], covered, size).max(dim=0)
+        better = score > best_score
+        best_score = torch.where(better, score, best_score)
+        best = torch.where(better, channel + start, best)
     return best
 
 
 def output_field(outputs, name: str):
-    """Field `name` of a `ModelOutput`, a dictionary or any other object; `None` where there is none."""
+    """Field `name` of a `ModelOutput`, a dictionary or any other object; `None` if there is none."""
     return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
 
 
-def check_target_sizes(target_sizes, batch_size: int) -> list[tuple[int, int]] | list[None]:
-    """`target_sizes` as a list of (height, width), one for each image; a list of `None` where there are none."""
-    if target_sizes is None:
-        return [None] * batch_size
-    if isinstance(target_sizes, Tensor):
-        target_sizes = target_sizes.tolist()
-    if len(target_sizes) != batch_size:
-        raise ValueError(
-            f"target_sizes has {len(target_sizes)} entries for the logits of {batch_size} images: pass one "
-            "(height, width) for each image."
-        )
-    sizes = []
-    for target_size in target_sizes:
-        size = tuple(int(side) for side in target_size)
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"target_sizes has to hold pairs (height, width) of at least 1, got {target_size}.")
-        sizes.append(size)
-    return sizes
-
-
-def check_covered(logits_sizes, logits: Tensor) -> list[tuple[float, float]]:
-    """Rows and columns of the logits that each image covers: all of them where `logits_sizes` is `None`."""
+def _check_sizes(target_sizes, logits_sizes, logits: Tensor) -> list[tuple]:
+    """
+    For each image (height, width) of its label map, or `None` for the resolution of the logits, and the rows and
+    columns of the logits that it covers: all of them if `logits_sizes` is `None`.
+    """
     batch_size, _, height, width = logits.shape
-    if logits_sizes is None:
-        return [(height, width)] * batch_size
-    covered = torch.as_tensor(logits_sizes).tolist()
-    if len(covered) != batch_size:
-        raise ValueError(f"The outputs carry logits_sizes of {len(covered)} images and logits of {batch_size}.")
+    targets = [None] * batch_size if target_sizes is None else [tuple(map(int, size)) for size in target_sizes]
+    covered = [(height, width)] * batch_size if logits_sizes is None else torch.as_tensor(logits_sizes).tolist()
+    if not len(targets) == len(covered) == batch_size:
+        raise ValueError(
+            f"There are {len(targets)} target_sizes and {len(covered)} logits_sizes for the logits of {batch_size} "
+            "images: pass one (height, width) for each image."
+        )
     for rows, columns in covered:
         if not (0 < rows <= height and 0 < columns <= width):
             raise ValueError(
                 f"logits_sizes {(rows, columns)} does not fit logits of size {(height, width)}: the image_sizes given "
-                "to the model have to be the (height, width) of the images within the padded batch, as the image "
-                "processor returns them, not those of the original images."
+                "to the model must be the (height, width) of the images within the padded batch, as the image "
+                "processor returns them, not of the original images."
             )
-    return [(rows, columns) for rows, columns in covered]
+    return list(zip(targets, covered))
 
 
 @torch.no_grad()
@@ -135,7 +119,7 @@ def post_process_semantic_segmentation(
             - optionally `logits_sizes`: `(batch_size, 2)`, rows and columns of the logits that each image of a padded
               batch covers. Then the padding is left out. Otherwise the logits stand for the image alone;
             - `boundary_logits` `(batch_size, 2, height, width)` and `direction_logits`
-              `(batch_size, 8, height, width)`, where boundaries are to be refined.
+              `(batch_size, 8, height, width)`, to refine boundaries.
         target_sizes: (height, width) of each label map in pixels: a list of pairs or a tensor `(batch_size, 2)`.
             `None` gives label maps of the logits' resolution.
         return_segmentation_scores: Whether to return the scores of all classes too.
@@ -147,32 +131,28 @@ def post_process_semantic_segmentation(
     Returns:
         A list of `batch_size` label maps `(height, width)`, int64, on the device of the logits. Ties between classes
         go to the lowest one. With `return_segmentation_scores=True` a list of
-        [`SemanticSegmentationPostProcessorOutput`] with `segmentation` (that label map) and `segmentation_scores`
+        [`SemanticSegmentationPostProcessorOutput`] with `segmentation` (the label map) and `segmentation_scores`
         `(num_labels, height, width)`: its resized logits, without gradient.
 
     Raises:
-        ValueError: when there are no logits, when `target_sizes` or `logits_sizes` do not fit them, or when boundaries
-            are to be refined and the outputs lack the logits for that.
+        ValueError: if `target_sizes` or `logits_sizes` do not fit the logits, or the outputs lack the logits for
+            `refine_boundaries`.
     """
-    logits = output_field(outputs, "logits")
-    if logits is None:
-        raise ValueError("The outputs have no logits: pass what UneptForSemanticSegmentation returns.")
-    boundary_logits, direction_logits = (output_field(outputs, f"{name}_logits") for name in ("boundary", "direction"))
+    logits, boundary_logits, direction_logits = (
+        output_field(outputs, name) for name in ("logits", "boundary_logits", "direction_logits")
+    )
     if refine_boundaries and (boundary_logits is None or direction_logits is None):
         raise ValueError(
-            "refine_boundaries=True needs outputs with boundary_logits and direction_logits, and these have none. Use "
-            "a model with boundary heads, or refine_boundaries=False."
+            "refine_boundaries=True needs outputs with boundary_logits and direction_logits. Use a model with "
+            "boundary heads, or refine_boundaries=False."
         )
-    sizes = check_target_sizes(target_sizes, len(logits))
-    covered = check_covered(output_field(outputs, "logits_sizes"), logits)
-
-    results = []
-    for index, (size, cells) in enumerate(zip(sizes, covered)):
-        scores = resize_logits(logits[index], cells, size) if return_segmentation_scores else None
-        labels = best_channel(logits[index], cells, size) if scores is None else scores.argmax(dim=0)
+    results: list = []
+    for index, (size, cells) in enumerate(_check_sizes(target_sizes, output_field(outputs, "logits_sizes"), logits)):
+        scores = _resize_logits(logits[index], cells, size) if return_segmentation_scores else None
+        labels = _best_channel(logits[index], cells, size) if scores is None else scores.argmax(dim=0)
         if refine_boundaries:
-            boundary_probability = resize_logits(boundary_logits[index], cells, size).softmax(dim=0)[1]
-            direction = best_channel(direction_logits[index], cells, size)
+            boundary_probability = _resize_logits(boundary_logits[index], cells, size).softmax(dim=0)[1]
+            direction = _best_channel(direction_logits[index], cells, size)
             # The positions themselves are refined, so that labels and scores move together.
             source = torch.arange(labels.numel(), device=labels.device).view_as(labels)
             source = refine_label_map(source, boundary_probability, direction, boundary_threshold, boundary_steps)
@@ -184,6 +164,3 @@ def post_process_semantic_segmentation(
             data = {"segmentation": labels, "segmentation_scores": scores}
             results.append(SemanticSegmentationPostProcessorOutput(data=data))
     return results
-
-
-__all__ = ["post_process_semantic_segmentation"]

@@ -24,7 +24,7 @@ from matplotlib.patches import Patch, Rectangle, Wedge
 from torch.nn import functional as F
 
 from ..model.boundary import DIRECTIONS
-from ..model.image_processing_pil_unept import resize_label_map
+from ..model.image_preprocessing import resize_label_map
 from ..palette import OKABE_ITO
 from .overlay import (
     as_array,

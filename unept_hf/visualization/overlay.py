@@ -1,14 +1,13 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """The colors of classes, alone or over the image, and the area that each class covers."""
 
-import os
 from collections.abc import Mapping
 
 import numpy as np
 import PIL.Image
 from torch import Tensor
 
-from ..model.image_processing_pil_unept import image_to_tensor, label_map_to_tensor, open_image
+from ..model.image_reading import image_to_tensor, label_map_to_tensor
 from ..palette import default_palette
 
 
@@ -31,8 +30,6 @@ def as_array(values) -> np.ndarray:
 
 def read_image(image) -> np.ndarray:
     """The pixels of an image, or of the path or address of one: uint8 `(height, width, 3)`."""
-    if isinstance(image, (str, os.PathLike)):
-        image = open_image(image)
     # Either side of an array with one row could be the channels.
     is_channels_last = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] in (1, 3, 4)
     pixels = image_to_tensor(image, input_data_format="channels_last" if is_channels_last else None)
