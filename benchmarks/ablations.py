@@ -1,9 +1,10 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
-Does each part of UN-EPT help, and what does it cost? Tables 5, 6 and 8 of the paper in small, on synthetic scenes.
+Does each part of UN-EPT help, and what does it cost? Tables 5, 6 and 8 of the paper at a small scale, on synthetic
+scenes.
 
-Every row is trained from scratch with several seeds, each in a process of its own with one thread. Finished runs are
-kept in --runs, so the command can be stopped and started again.
+Every row is trained from scratch with several seeds, each in its own process with one thread. Finished runs are kept
+in --runs, so the command can be stopped and started again.
 
     python benchmarks/ablations.py --jobs 2
 """
@@ -44,8 +45,8 @@ BASE = {
     "dropout": 0.0,
 }
 ONE_LEVEL = {"num_feature_levels": 1}
-# Row: what differs from the full model of the paper, which has 3 levels of 16 points, the spatial branch and boundary
-# refinement.
+# Row: the difference from the full model of the paper, which has 3 levels of 16 points, the spatial branch and
+# boundary refinement.
 ROWS = {
     "baseline": {**ONE_LEVEL, "use_spatial_branch": False, "use_boundary_heads": False},
     "+ pyramid": {"use_spatial_branch": False, "use_boundary_heads": False},
@@ -156,10 +157,10 @@ class Arguments:
         names = ("steps", "batch_size", "size", "train_scenes", "eval_scenes", "jobs")
         check_counts({name: getattr(self, name) for name in names})
         if len(set(self.seeds)) < max(len(self.seeds), 1):
-            raise ValueError(f"seeds have to be different ones, at least one, got {self.seeds}.")
+            raise ValueError(f"seeds must be at least one, and all different, got {self.seeds}.")
 
     def budget(self) -> dict[str, float]:
-        """What has to be the same for runs to be compared."""
+        """The settings that must be equal for runs to be comparable."""
         names = ("steps", "batch_size", "learning_rate", "size", "train_scenes", "eval_scenes")
         return {name: getattr(self, name) for name in names}
 

@@ -2,9 +2,9 @@
 """
 How many training crops a second does one core make, and where does the time go?
 
-Made-up pictures in the official layouts of ADE20K and Cityscapes, with segments of ragged outlines in 150 and 19
-classes, go the way of training: files, augmentation of the paper, boundary targets. Boundary targets are also timed
-alone, on label maps with few and with many segments.
+Synthetic pictures in the official layouts of ADE20K and Cityscapes, with ragged segments of 150 and 19 classes, pass
+through the steps of training: reading files, the augmentation of the paper, boundary targets. Boundary targets are
+also timed alone, on label maps with few and with many segments.
 
     python benchmarks/data_pipeline.py --repeats 5
 """

@@ -1,14 +1,14 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
-How much faster is deformable attention with our kernels than with those that exist?
+How much faster is deformable attention with our kernels than with existing ones?
 
-Compares our backends with the fallback of transformers, that fallback compiled, and the package torch-ms-deform-attn
-where it is installed, all on the sampling locations and weights that transformers' models pass. Our own fused form,
-from offsets and logits, has a row of its own. A result is timed only after it has been compared with float64.
+The script compares our backends with the fallback of transformers, the same fallback compiled, and the package
+torch-ms-deform-attn if it is installed, all on the sampling locations and weights that transformers' models pass. Our
+fused form, from offsets and logits, has its own row. A result is timed only after a comparison with float64.
 
-On a GPU there are two images, and rows say what share of two measured ceilings they reach: the rate at which the
-device copies memory, for what has to be read and written at least once, and the rate at which it copies within its
-cache, for the corners that are gathered.
+On a GPU there are two images, and rows give their shares of two measured ceilings: the rate at which the device copies
+memory, for bytes that must be read or written at least once, and the rate at which it copies within its cache, for the
+gathered corners.
 
     python benchmarks/deformable_attention.py --device cpu --repeats 15
     python benchmarks/deformable_attention.py --device cuda --dtypes float32 bfloat16 float16
@@ -172,7 +172,7 @@ def time_on_gpu(function, calls=10):
 
 
 def copy_rate(size):
-    """Bytes read and written a second when the GPU copies that many."""
+    """Bytes read and written per second when the GPU copies `size` bytes."""
     source = torch.empty(size, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     times = [time_on_gpu(lambda: target.copy_(source), calls=50) for _ in range(10)]
@@ -180,7 +180,7 @@ def copy_rate(size):
 
 
 def count_bytes(value, tensors):
-    """What the forward has to move to and from memory once, and what it gathers from the cache."""
+    """The bytes that the forward must move to and from memory once, and the bytes that it gathers from the cache."""
     positions, scores = tensors[1:]
     output = positions.shape[0] * positions.shape[1] * value.shape[2] * value.shape[3] * value.element_size()
     once = sum(tensor.numel() * tensor.element_size() for tensor in (value, positions, scores)) + output
@@ -193,7 +193,7 @@ def measure(contestants, device, repeats):
     for repeat in range(repeats):
         for name, (function, tensors) in contestants.items():
             for kind, run in (("forward", run_forward), ("forward + backward", run_both)):
-                # What takes seconds is known well enough after two runs.
+                # Two runs are enough for durations of seconds.
                 if repeat >= 2 and min(times[name][kind]) > 1000:
                     continue
                 if device.type == "cuda":
@@ -236,7 +236,7 @@ def main():
     peers = set(arguments.peers)
     images = arguments.images or (2 if device.type == "cuda" else 1)
     if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no GPU here")
+        parser.error("this machine has no GPU")
     if "torch-ms-deform-attn" in peers and importlib.util.find_spec("torch_ms_deform_attn") is None:
         print("torch-ms-deform-attn is not installed and is left out.")
         peers.remove("torch-ms-deform-attn")
@@ -259,7 +259,7 @@ def main():
                         for run in (run_forward, run_both)
                     ]
                 except (RuntimeError, TypeError) as error:
-                    print(f"{shape}, {dtype}: {name} can not run: {str(error).splitlines()[0]}")
+                    print(f"{shape}, {dtype}: {name} cannot run: {str(error).splitlines()[0]}")
                     continue
                 contestants[name] = contestant
             times = measure(contestants, device, arguments.repeats)
@@ -305,7 +305,7 @@ def table_lines(rows):
     shares = "memory_share" in rows[0]
     if shares:
         lines[-4] += (
-            " Shares are the forward's: of the rate of copying memory, for bytes that have to be moved once, and of "
+            " Shares are the forward's: of the rate of copying memory, for bytes that must be moved once, and of "
             "the rate of copying within the cache, for corners; beyond 100% they come from a multiprocessor's own."
         )
         lines[-2] += " share of memory | share of cache |"

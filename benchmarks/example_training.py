@@ -1,9 +1,9 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
-How long does the example trainer take for what docs/training.md begins with, and how good is the model?
+How long does the first training of docs/training.md take, and how good is the model?
 
 One run of `examples/configs/synthetic_harbour.yaml`, from the command to its end. --pictures copies the curve and the
-last predictions, as that page shows them.
+last predictions for that page.
 
     python benchmarks/example_training.py --pictures docs/images
 """
@@ -27,7 +27,7 @@ CONFIG = EXAMPLES / "configs" / "synthetic_harbour.yaml"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--max_steps", type=int, help="in place of those of the configuration")
+    parser.add_argument("--max_steps", type=int, help="instead of the number in the configuration")
     parser.add_argument("--pictures", type=Path, help="folder to copy the pictures to")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()

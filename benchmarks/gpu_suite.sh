@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Builds, tests and times the GPU kernel in one run of at most 8 minutes. Each part has a limit of its own, so a slow one
-# does not take the time of the others; the table at the end says which failed or ran into it.
+# Builds, tests and times the GPU kernel in one run of at most 8 minutes. Each part has its own limit, so that a slow one
+# does not take the time of the others; the table at the end says which parts failed or reached it.
 #
 #     OUT=results benchmarks/gpu_suite.sh
 #
-# PEER is what pip installs as torch-ms-deform-attn (a path where there is no network), or empty to leave it out.
+# PEER is the requirement of torch-ms-deform-attn for pip (a path without a network), or empty to leave it out.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=$(realpath -m "${OUT:-benchmarks/results}")
@@ -23,10 +23,10 @@ part() { # name, seconds, command
     tail -n 4 "$OUT/logs/$name.log"
 }
 
-"$PYTHON" -c "import torch; assert torch.cuda.is_available(), 'there is no GPU here'" || exit 1
+"$PYTHON" -c "import torch; assert torch.cuda.is_available(), 'this machine has no GPU'" || exit 1
 part install 25 "$PYTHON" -m pip install --no-deps --no-build-isolation -e .
 if [ -n "$PEER" ]; then
-    # Takes minutes for many architectures, and the processor only: beside the tests.
+    # Takes minutes for many architectures, and only the CPU: run it beside the tests.
     architecture=$("$PYTHON" -c "import torch; print('{}.{}'.format(*torch.cuda.get_device_capability()))")
     TORCH_CUDA_ARCH_LIST=$architecture MAX_JOBS=8 timeout 150 \
         "$PYTHON" -m pip install --no-deps --no-build-isolation "$PEER" >"$OUT/logs/peer.log" 2>&1 &

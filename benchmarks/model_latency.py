@@ -4,7 +4,7 @@ How long does a UN-EPT take for one image on the CPU, and what do the kernel and
 
 Each preset, with random weights, runs with the attention of transformers (its `grid_sample` form), with our kernel,
 with feed-forward layers that take all tokens at once instead of pieces, and in fast mode: bfloat16 and channels_last,
-once as it is and once compiled. Logits are compared before anything is timed.
+once eager and once compiled. Logits are compared before anything is timed.
 
     python benchmarks/model_latency.py --repeats 7
 """
@@ -27,7 +27,7 @@ PRESETS = ("unept-deit-base", "unept-resnet50")
 
 
 def transformers_attention(value, spatial_shapes, reference_points, offsets, logits):
-    """What the layer would compute with transformers' fallback."""
+    """The layer with transformers' fallback."""
     locations, weights = modeling.sampling_locations_and_weights(spatial_shapes, reference_points, offsets, logits)
     return MultiScaleDeformableAttention()(value, None, spatial_shapes, None, locations, weights, 64)
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
-How long does a UN-EPT take for one image on the CPU in ONNX Runtime, and how long here?
+How long does a UN-EPT take for one image on the CPU in ONNX Runtime, and how long in PyTorch?
 
 Each preset, with random weights, runs in PyTorch with our kernel, and as exported by `export_onnx` and `quantize_onnx`
 in ONNX Runtime, with the same number of threads. Logits are compared before anything is timed. Exported files are kept
@@ -24,12 +24,12 @@ from unept_hf.export.graphs import export_onnx, quantize_onnx
 
 PRESETS = ("unept-tiny", "unept-resnet50", "unept-deit-base")
 OURS = "PyTorch, our kernel, float32"
-REST = 0.3  # seconds. The threads of the library before spin for a while.
+REST = 0.3  # seconds; the threads of the previous library spin for a while
 LIMITS = {"ONNX Runtime, float32": 1e-4, "ONNX Runtime, int8": 0.1}  # relative errors of the logits
 
 
 def exported(model, preset: str, folder: Path) -> dict[str, Path]:
-    """The ONNX files of a model, by what the table calls them."""
+    """The ONNX files of a model, by their names in the table."""
     folder.mkdir(parents=True, exist_ok=True)
     plain, quantized = folder / f"{preset}.onnx", folder / f"{preset}-int8.onnx"
     if not plain.exists():

@@ -1,13 +1,13 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
-UN-EPT beside the segmentation models of transformers that people would pick instead.
+How does UN-EPT compare with other segmentation models of transformers, in speed, memory and accuracy?
 
-Latency: models of the size that is published, with random weights and 150 classes, on the CPU: time of a forward, in
+Latency: models of their published sizes, with random weights and 150 classes, on the CPU: the time of a forward, in
 float32 and in bfloat16, and of a training step, and the memory that they add. Training: small models of about equal
-size, from scratch on the synthetic scenes, with the same budget; of several learning rates, the best counts, for each
-model alike.
+size, from scratch on the synthetic scenes, with the same budget; for each model, the best of several learning rates
+counts.
 
-Every model runs in a process of its own, the latencies one after the other. Finished runs are kept in --runs.
+Every model runs in its own process, the latencies one after the other. Finished runs are kept in --runs.
 
     python benchmarks/peers.py --part latency
     python benchmarks/peers.py --part training --jobs 2
@@ -196,8 +196,8 @@ class Arguments:
     sizes: list[str] = field(
         default_factory=lambda: ["480x480", "1024x2048"], metadata={"help": "latency: heights and widths."}
     )
-    repeats: int = field(default=3, metadata={"help": "latency: the fastest of so many."})
-    memory_limit: float = field(default=16, metadata={"help": "latency: GiB that a model may take."})
+    repeats: int = field(default=3, metadata={"help": "latency: number of runs, of which the fastest counts."})
+    memory_limit: float = field(default=16, metadata={"help": "latency: GiB of memory that a model can use."})
     steps: int = field(default=300, metadata={"help": "training: steps."})
     batch_size: int = field(default=8, metadata={"help": "training: scenes in a step."})
     train_scenes: int = field(default=1000, metadata={"help": "training: scenes to train on."})
@@ -210,7 +210,7 @@ class Arguments:
     worker: str | None = field(default=None, metadata={"help": "Make one run, of this name, in this process."})
 
     def settings(self) -> dict:
-        """What has to be the same for runs to be compared."""
+        """The settings that must be equal for runs to be comparable."""
         names = {
             "latency": ("repeats", "memory_limit"),
             "training": ("steps", "batch_size", "train_scenes", "eval_scenes", "size", "seed"),
@@ -222,11 +222,11 @@ class Arguments:
         check_counts({name: getattr(self, name) for name in counts})
         for size in self.sizes:
             if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", size):
-                raise ValueError(f"{size!r} is no size: write height and width as 480x480.")
+                raise ValueError(f"{size!r} is not a size: write height and width as 480x480.")
 
 
 def measure_latency(name: str, height: int, width: int, arguments: Arguments) -> dict:
-    """Times and memory of one model for one image; "error" in place of what could not be had."""
+    """Times and memory of one model for one image, or an "error" for each that failed."""
     resource.setrlimit(resource.RLIMIT_DATA, (int(arguments.memory_limit * 2**30), resource.RLIM_INFINITY))
     torch.manual_seed(0)
     try:
@@ -253,7 +253,7 @@ def measure_latency(name: str, height: int, width: int, arguments: Arguments) ->
 
     for kind, function in zip(KINDS, (forward, bfloat16, training_step)):
         model.train(kind == "training step")
-        # The layout that suits it best on CPUs.
+        # The best layout for it on CPUs.
         layout = torch.channels_last if kind == "bfloat16" else torch.contiguous_format
         model, images = model.to(memory_format=layout), images.to(memory_format=layout)
         seconds = []
@@ -312,7 +312,7 @@ def latency_tables(
                 error = found.get(f"{kind} error")
                 is_too_large = error is not None and "allocate memory" in error
                 cells.append(f"{found[kind]:.2f}" if kind in found else "-")
-                if kind != "bfloat16":  # its memory lies within what float32 took before
+                if kind != "bfloat16":  # its memory lies within the memory that float32 took before
                     memory = f"> {memory_limit:g}" if is_too_large else "-"
                     cells.append(f"{found[f'{kind} memory'] / 2**30:.2f}" if kind in found else memory)
                 if error is not None and not is_too_large and remarks[-1:] != [f"{model}: {error}."]:

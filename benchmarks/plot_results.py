@@ -1,6 +1,6 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
-Draws the newest results of `benchmarks/results`: what the page of results shows beside its tables.
+Draws the figures of docs/results.md from the newest results in `benchmarks/results`.
 
     python benchmarks/plot_results.py
 """

@@ -1,10 +1,11 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
-What does int8 change, in speed and in mean IoU?
+How does int8 change the speed and the mean IoU?
 
-A trained model is evaluated on synthetic scenes, and timed for one image, in float32 and in int8: in ONNX Runtime, and
-where the packages are installed as transformers loads it through torchao and bitsandbytes. The mean IoU comes with the
-part of the pixels whose class is that of PyTorch in float32. A preset has random weights, and is timed only.
+A trained model is evaluated on synthetic scenes, and timed for one image, in float32 and in int8: in ONNX Runtime,
+and, if the packages are installed, loaded by transformers through torchao and bitsandbytes. Beside the mean IoU, the
+table gives the share of pixels with the same class as in PyTorch with float32. A preset has random weights, and is
+only timed.
 
     python benchmarks/quantization.py --repeats 9
     python benchmarks/quantization.py --repeats 9 --preset unept-deit-base
@@ -29,17 +30,15 @@ from transformers import (
 )
 
 import unept_hf
-from unept_hf import UneptForSemanticSegmentation
+from unept_hf import UneptForSemanticSegmentation, evaluate_model, segment
 from unept_hf.data.label_maps import decode_example
 from unept_hf.data.segmentation_datasets import load_segmentation_dataset
-from unept_hf.evaluation.evaluate import evaluate_model
 from unept_hf.export.graphs import export_onnx, quantize_onnx
-from unept_hf.inference.segment import segment
 
 
 REFERENCE = "PyTorch, float32"
 COMPARED = 20  # images whose label maps are compared pixel by pixel
-REST = 0.3  # seconds. The threads of the library before spin for a while.
+REST = 0.3  # seconds; the threads of the previous library spin for a while
 
 
 class OnnxModel(nn.Module):
@@ -51,7 +50,7 @@ class OnnxModel(nn.Module):
         options.intra_op_num_threads = threads
         self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         self.config = config
-        self.nothing = nn.Parameter(torch.zeros(()))  # its device and dtype are taken for those of the model
+        self.nothing = nn.Parameter(torch.zeros(()))  # gives the model a device and a dtype
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         names = [output.name for output in self.session.get_outputs()]
@@ -60,7 +59,7 @@ class OnnxModel(nn.Module):
 
 
 def contestants(name: str, folder: Path, threads: int) -> dict[str, tuple[nn.Module, float]]:
-    """Models by what the table calls them, with the size of their file in MB."""
+    """Models by their names in the table, with the size of their file in MB."""
 
     def load(**options):
         model = AutoModelForSemanticSegmentation.from_pretrained(name, **options).eval()
@@ -80,14 +79,14 @@ def contestants(name: str, folder: Path, threads: int) -> dict[str, tuple[nn.Mod
 
         models["torchao, int8"] = load(quantization_config=TorchAoConfig(Int8DynamicActivationInt8WeightConfig()))
     if importlib.util.find_spec("bitsandbytes") is not None:
-        # It remarks on every product that its inputs are rounded.
+        # It warns at every product that its inputs are rounded.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         models["bitsandbytes, int8"] = load(quantization_config=BitsAndBytesConfig(load_in_8bit=True))
     return models
 
 
 def measure_seconds(models: dict, size: int, repeats: int) -> dict[str, list[float]]:
-    """How long each model takes for one image, in repeats that take turns."""
+    """Seconds of each model for one image, in interleaved repeats."""
     pixel_values = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     seconds = {name: [] for name in models}
     with torch.inference_mode():
@@ -96,13 +95,13 @@ def measure_seconds(models: dict, size: int, repeats: int) -> dict[str, list[flo
                 time.sleep(REST)
                 start = time.perf_counter()
                 model(pixel_values=pixel_values)
-                if repeat > 0:  # the first sets things up
+                if repeat > 0:  # the first run is a warm-up
                     seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
 def measure_accuracy(models: dict, processor, scenes: int) -> dict[str, dict[str, float]]:
-    """Mean IoU on held-out scenes, and the part of the pixels whose class is that of the reference."""
+    """Mean IoU on held-out scenes, and the share of pixels with the same class as in the reference."""
     dataset, class_list = load_segmentation_dataset("synthetic", split="validation", num_synthetic_scenes=scenes)
     images = [decode_example(dataset[index], class_list)[0] for index in range(min(COMPARED, scenes))]
     accuracy, expected = {}, None

@@ -1,10 +1,10 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
-Puts the tables of `benchmarks/results` into the pages that quote them, so that nobody types a figure.
+Copies the tables of `benchmarks/results` into the pages that quote them, so that nobody types a figure.
 
-A page marks the place with `<!-- results: NAME -->` and `<!-- end of results -->`, each on a line of its own; between
-them comes the newest file of that name, without its title. `<!-- results: NAME, rows: START -->` takes of its tables
-only the rows that begin with START.
+A page marks the place with `<!-- results: NAME -->` and `<!-- end of results -->`, each on its own line; between them
+comes the newest file of that name, without its title. `<!-- results: NAME, rows: START -->` copies only those rows of
+its tables that begin with START.
 
     python benchmarks/quote_results.py
 """
@@ -33,7 +33,7 @@ def newest(name: str) -> Path:
 
 
 def with_rows(body: str, start: str) -> str:
-    """The text, with those rows of its tables alone that begin with `start`, below their headers."""
+    """The text, with only those rows of its tables that begin with `start`, below their headers."""
     lines = body.split("\n")
     return "\n".join(
         line

@@ -1,5 +1,5 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""What the benchmarks have in common: the facts of a machine, and files with results."""
+"""Shared by the benchmarks: the facts of a machine, and files with results."""
 
 import datetime
 import importlib.metadata

@@ -1,6 +1,6 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
-Calls the GPU kernel at its edges, for compute-sanitizer to watch.
+Does the GPU kernel access memory outside of its tensors? Calls it at its edges, under compute-sanitizer.
 
     compute-sanitizer --error-exitcode 9 python benchmarks/sanitized_kernel.py
 """
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 
-# Each tensor has an allocation of its own, so that what lies beyond it is not torch's too.
+# Each tensor has its own allocation, so that the memory beyond it is not torch's too.
 os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
 os.environ["UNEPT_TEST_BACKEND"] = "triton"
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "kernels"))
@@ -36,4 +36,4 @@ for shape in (
                 locations[:, ::2] = bad
             run(multi_scale_deformable_attention, (value, spatial_shapes, locations, weights))
 torch.cuda.synchronize()
-print("every call came back")
+print("every call returned")

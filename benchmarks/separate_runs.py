@@ -1,5 +1,5 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""Runs of a benchmark in processes of their own, whose results are kept: it can be stopped and started again."""
+"""Runs of a benchmark in separate processes, whose results are kept, so that it can be stopped and started again."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ def check_counts(values: Mapping[str, int]) -> None:
     """Raises a `ValueError` for an option that is not at least 1."""
     for name, value in values.items():
         if value < 1:
-            raise ValueError(f"{name} has to be at least 1, got {value}.")
+            raise ValueError(f"{name} must be at least 1, got {value}.")
 
 
 def result_file(folder: Path, name: str) -> Path:
@@ -23,7 +23,7 @@ def result_file(folder: Path, name: str) -> Path:
 
 
 def write_result(folder: Path, name: str, settings: Mapping, results: Mapping) -> None:
-    """Stores a finished run: beside its place, then renamed, so that a file that is there is complete."""
+    """Stores a finished run in a temporary file, then renames it, so that an existing file is complete."""
     file = result_file(folder, name)
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps({"name": name, "settings": settings, "results": results}, indent=1) + "\n")
@@ -34,7 +34,7 @@ def read_result(folder: Path, name: str, settings: Mapping) -> dict | None:
     """The results of a finished run, `None` if there are none.
 
     Raises:
-        ValueError: when it was run with other settings.
+        ValueError: if the run had other settings.
     """
     file = result_file(folder, name)
     if not file.exists():

@@ -1,6 +1,6 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
-How good is the checkpoint that comes with the package, on scenes that it was not trained on, and how fast?
+How good is the checkpoint that ships with the package, on scenes that it was not trained on, and how fast?
 
     python benchmarks/shipped_checkpoint.py
 """
@@ -13,10 +13,9 @@ import torch
 from results_file import RESULTS, cpu_device, today, versions, write_results
 from transformers import pipeline
 
-from unept_hf import SYNTHETIC_SCENES
+from unept_hf import SYNTHETIC_SCENES, evaluate_model
 from unept_hf.data.label_maps import decode_example
 from unept_hf.data.segmentation_datasets import load_segmentation_dataset
-from unept_hf.evaluation.evaluate import evaluate_model
 
 
 METRICS = {

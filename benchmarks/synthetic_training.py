@@ -1,5 +1,5 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""What the ablations and the comparison with other models share: scenes, training and metrics."""
+"""Shared by the ablations and the comparison with other models: scenes, training and metrics."""
 
 import time
 from collections.abc import Callable
@@ -26,8 +26,8 @@ def draw_scenes(folder: Path, train_scenes: int, eval_scenes: int, size: int) ->
     """
     Scenes to train on and held-out ones: images `(count, 3, size, size)` and label maps `(count, size, size)`, uint8.
 
-    They are drawn once, and kept in the folder: by the process that starts the runs, so that the memory of the runs
-    does not count the drawing.
+    The process that starts the runs draws them once and keeps them in the folder, so that the memory of the runs does
+    not include the drawing.
     """
     return _draw(folder, 0, train_scenes, size), _draw(folder, HELD_OUT, eval_scenes, size)
 

@@ -1,11 +1,11 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
-Which families of timm's models can be the backbone of a UN-EPT? The smallest member of each, with random weights, has
-to give finite logits and a finite loss, a gradient for each parameter that is not frozen, three training steps under
-DistributedDataParallel, which raises where a parameter goes unused, and logits for another image size.
+Which families of timm's models can be the backbone of a UN-EPT? The smallest member of each, with random weights, must
+give finite logits and a finite loss, a gradient for each parameter that is not frozen, three training steps under
+DistributedDataParallel, which raises for unused parameters, and logits for another image size.
 
-A family is what shares a source file of timm and the letters with which names begin. All families take about an hour
-on two cores; the run goes on where it was interrupted.
+A family is the models that share a source file of timm and the first letters of their names. All families take about
+an hour on two cores; an interrupted run continues where it stopped.
 
     python benchmarks/timm_backbones.py
     python benchmarks/timm_backbones.py --models swin_tiny_patch4_window7_224 coat_lite_tiny --output /tmp/results
@@ -69,7 +69,7 @@ def make_model(name: str, **model_args) -> UneptForSemanticSegmentation:
 
 
 def check(model: UneptForSemanticSegmentation) -> None:
-    """Raises AssertionError, or what the backbone raises, where the model does not do what the file promises."""
+    """Raises AssertionError, or the error of the backbone, if the model fails one of the checks above."""
     unept = model.model
     divisor = unept.size_divisor
     side = math.ceil(64 / divisor) * divisor
@@ -104,7 +104,7 @@ def check(model: UneptForSemanticSegmentation) -> None:
 
 
 def examine(name: str, seconds: int) -> dict:
-    """The result for one model: `outcome`, and what belongs to it."""
+    """The result for one model: `outcome`, and its details."""
 
     def stop(*_):
         raise TimeoutError

@@ -1,10 +1,10 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
-How much memory and time does a training step take, and what do the kernel, bfloat16 and checkpointing change?
+How much memory and time does a training step take, and how do the kernel, bfloat16 and checkpointing change them?
 
 A step is forward, loss, backward and AdamW on random images and labels, with random weights, as the paper trains: 480
-by 480, two images for each device, 150 classes. Boundary maps are made before, as data loaders do. On a GPU memory is
-what torch allocated at most; on the CPU it is the resident memory of a process of its own, libraries included.
+by 480, two images per device, 150 classes. Boundary maps are made before, as data loaders do. On a GPU, memory is the
+peak allocated by torch; on the CPU, it is the peak resident memory of a separate process, libraries included.
 
     python benchmarks/training_memory.py
     python benchmarks/training_memory.py --device cpu --size 128 --batch_size 1 --presets unept-deit-base
@@ -88,7 +88,7 @@ def measure(preset, mode, arguments):
 
 
 def measure_alone(preset, mode, arguments):
-    """In a process of its own: what a process held once counts for all that it does later."""
+    """Measures in a separate process, because the peak memory of a process never falls."""
     command = [sys.executable, __file__, "--row", preset, mode]
     for name in ("device", "size", "batch_size", "repeats"):
         command += [f"--{name}", str(getattr(arguments, name))]
@@ -113,7 +113,9 @@ def main():
         print(json.dumps(measure(*arguments.row, arguments)))
         return
     if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no GPU here; --device cpu measures resident memory instead, best with a small --size")
+        parser.error(
+            "this machine has no GPU; --device cpu measures resident memory instead, best with a small --size"
+        )
 
     rows = []
     for preset in arguments.presets:
@@ -146,7 +148,7 @@ def write(rows, arguments):
         "| preset | mode | GB | paper, GB | share of the paper's | seconds |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    # Elsewhere the paper's figures are no measure.
+    # The paper's figures hold only for its own setting.
     comparable = (arguments.device, arguments.size, arguments.batch_size) == ("cuda", 480, 2)
     for row in rows:
         paper = PAPER[row["preset"]]

@@ -1,8 +1,8 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
-Compiles the Triton kernels ahead of time for NVIDIA and AMD, and reports registers and spills. Needs no GPU.
+Do the Triton kernels compile for NVIDIA and AMD, and how many registers do they use and spill? Needs no GPU.
 
-Fails where a kernel does not compile, or where more than a few registers spill to memory.
+The script fails if a kernel does not compile, or if more than a few registers spill to memory.
 
     python benchmarks/triton_compilation.py --jobs 2
 """

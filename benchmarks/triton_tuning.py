@@ -1,9 +1,9 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
-Which number of queries and warps of a program is the fastest on this GPU?
+Which numbers of queries and warps per program are the fastest on this GPU?
 
-Times every configuration of the Triton kernels at the shapes of `deformable_attention.py`, two images, and marks the
-one that the launcher takes by itself.
+The script times every configuration of the Triton kernels at the shapes of `deformable_attention.py`, with two images,
+and marks the configuration that the launcher chooses.
 
     python benchmarks/triton_tuning.py --shapes "UN-EPT encoder"
 """
@@ -22,7 +22,7 @@ from unept_hf.kernels import triton as kernels
 
 
 def configurations(value, positions, backward):
-    """The one taken by itself, and those whose threads access each corner of a tile half a time to four times."""
+    """The launcher's choice, and those whose threads access each corner of a tile half a time to four times."""
     constants = kernels.constants(value, positions, backward)
     tile = constants["BLOCK_POINTS"] * constants["BLOCK_DIM"] * (4 if backward else value.itemsize)
     yield constants["BLOCK_QUERIES"], constants["num_warps"]
@@ -63,7 +63,7 @@ def main():
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        parser.error("there is no GPU here")
+        parser.error("this machine has no GPU")
 
     rows = []
     for shape, dtype in itertools.product(arguments.shapes, arguments.dtypes):

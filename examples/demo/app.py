@@ -2,10 +2,10 @@
 """
 A page to try models on: upload a picture, see its classes, refine boundaries, look at sampling points.
 
-    python examples/demo/app.py                      (the small model that comes with unept-hf)
-    python examples/demo/app.py my-model owner/name  (models of yours, to choose among)
+    python examples/demo/app.py                      (the small model that ships with unept-hf)
+    python examples/demo/app.py my-model owner/name  (your own models, to choose among)
 
-docs/demo.md describes it, and how to make a Space of this folder.
+docs/demo.md describes the page, and how to publish this directory as a Space.
 """
 
 import base64
@@ -16,9 +16,8 @@ import os
 import reprlib
 import tempfile
 import time
-from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import anyio
@@ -36,33 +35,30 @@ from transformers import HfArgumentParser
 import unept_hf
 from unept_hf.arguments import HubArguments
 from unept_hf.cli.command_line import choose_device, load_model
-from unept_hf.inference.segment import refine, segment
+from unept_hf.inference.options import PredictionOptions
+from unept_hf.inference.segment import SegmentationResult, segment
 from unept_hf.model.image_preprocessing import resize_label_map
 from unept_hf.model.image_reading import LONGEST_SIDE, image_to_tensor
+from unept_hf.palette import default_palette
 from unept_hf.synthetic.scenes import synthetic_scenes
-from unept_hf.visualization.figures import (
-    class_areas,
-    default_palette,
-    draw_sampling_points,
-    figure_to_image,
-    overlay,
-    sampling_points,
-)
+from unept_hf.visualization.figures import draw_sampling_points, figure_to_image
+from unept_hf.visualization.overlay import class_areas, overlay, shown_size
+from unept_hf.visualization.sampling_points import sampling_points
 
 
-# A public page opens files of strangers, so it knows these decoders only. PostScript, for one, would run programs.
+# A public page opens files of strangers, so it uses only these decoders. PostScript, for example, would run programs.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 NOT_IN_BROWSERS = ("TIFF",)
 
 MOST_STEPS = 10
-SHOWN_SIZE = 768  # pixels of the longer side of a picture on the page
+SHOWN_SIZE = 768  # pixels of the longer side of a picture on the page; small ones are enlarged to have thin lines
 KEPT_SECONDS = 3600  # how long files of visitors stay on the disk
 MOST_VISITORS = 32  # whose last results are kept, at a few bytes for each pixel
 MESSAGE_SECONDS = 20
-LONGEST_BODY = 2**20  # bytes of a request, beyond the file that it may bring
-SMALLEST_FILE = 2**13  # bytes on the disk, with its folder
-DECODED_BYTES = 2**12  # of a file between two looks at the clock
-MODES = {"whole": "Whole image", "slide": "Sliding windows"}
+LONGEST_BODY = 2**20  # bytes of a request, without the file in it
+SMALLEST_FILE = 2**13  # bytes on the disk, with its directory
+DECODED_BYTES = 2**12  # bytes of a file that are decoded between two looks at the clock
+MODES = {"Whole image": "whole", "Sliding windows": "slide"}
 
 TITLE = "UN-EPT semantic segmentation"
 EMPTY = '<p class="empty">Choose a picture and press <b>Segment</b>.</p>'
@@ -86,59 +82,58 @@ CSS = """
 """
 
 
-@dataclass
-class DemoArguments:
-    """Arguments of the page."""
+@dataclass(kw_only=True)
+class DemoArguments(HubArguments):
+    """Options of the page."""
 
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:1 or mps."})
-    max_megapixels: float = field(default=16, metadata={"help": "Millions of pixels that a picture may have."})
-    max_megabytes: int = field(default=20, metadata={"help": "Size that a file may have, in MB (2**20 bytes)."})
+    max_megapixels: float = field(default=16, metadata={"help": "Largest picture, in millions of pixels."})
+    max_megabytes: int = field(default=20, metadata={"help": "Largest file, in MB (2**20 bytes)."})
     max_total_megabytes: int = field(
-        default=2000, metadata={"help": "MB that the files of all visitors may have together. The oldest are deleted."}
+        default=2000, metadata={"help": "MB of the files of all visitors together. The oldest are deleted."}
     )
-    time_limit: float = field(
-        default=60, metadata={"help": "Seconds that a picture may take, from its file to its results."}
-    )
+    time_limit: float = field(default=60, metadata={"help": "Seconds for a picture, from its file to its results."})
     server_name: str | None = field(
-        default=None, metadata={"help": "Address to listen at: 0.0.0.0 lets other machines in."}
+        default=None, metadata={"help": "Address to listen at: 0.0.0.0 admits other machines."}
     )
-    server_port: int | None = field(default=None, metadata={"help": "Port to listen at. A free one from 7860 else."})
+    server_port: int | None = field(
+        default=None, metadata={"help": "Port to listen at: the first free one from 7860 on by default."}
+    )
 
     def __post_init__(self):
-        if self.max_total_megabytes < 2 * self.max_megabytes + 2:
+        least = 2 * self.max_megabytes + 2
+        if self.max_total_megabytes < least:
             raise ValueError(
                 f"--max_total_megabytes {self.max_total_megabytes} leaves no room for uploads of --max_megabytes "
-                f"{self.max_megabytes}: pass at least {2 * self.max_megabytes + 2}."
+                f"{self.max_megabytes}: pass at least {least}."
             )
 
 
 @dataclass
 class Segmentation:
-    """What is kept of a visitor's last picture, to refine it and to look into the model."""
+    """The last picture of a visitor, kept to refine its boundaries and to look into the model."""
 
     file: Path
     model_name: str
     shown: PIL.Image.Image
-    label_map: torch.Tensor  # (height, width), uint8 or int32, without refinement
-    boundary: torch.Tensor | None  # (height, width), bool
-    direction: torch.Tensor | None  # (height, width), uint8
+    result: SegmentationResult  # not refined, with integers and booleans of one byte where possible
     seconds: float
 
 
 def problem(message: str) -> gr.Error:
-    """A message on the page, which shows it as HTML."""
+    """A message of HTML on the page."""
     return gr.Error(message, duration=MESSAGE_SECONDS, print_exception=False)
 
 
 def unknown(what: str, value, remedy: str) -> gr.Error:
-    """A message on a value that the page does not offer, but a request can bring."""
+    """A message about a value that the page does not offer, but a request can contain."""
     return problem(f"{what} cannot be {html.escape(reprlib.repr(value))}: {remedy}.")
 
 
 class TimeLimit(TorchFunctionMode):
     """
-    Stops what a visitor asked for when time is up: before operations of PyTorch in the block that it spans, so in
-    models and in what follows them, and wherever `check` is called.
+    Stops a request when its time is up: in the block that this spans, before each operation of PyTorch (of models and
+    of the code around them), and wherever `check` is called.
     """
 
     def __init__(self, seconds: float):
@@ -149,8 +144,8 @@ class TimeLimit(TorchFunctionMode):
     def check(self) -> None:
         if time.monotonic() > self.end:
             raise problem(
-                f"That took longer than the {self.seconds:g} seconds that a picture may take here. Choose a smaller "
-                "picture, or let the model see the whole image."
+                f"That took longer than the limit of {self.seconds:g} seconds. Choose a smaller picture, or let the "
+                "model see the whole image."
             )
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -160,24 +155,24 @@ class TimeLimit(TorchFunctionMode):
 
 @contextlib.contextmanager
 def limited(seconds: float) -> Iterator[TimeLimit]:
-    """A time limit on a block; what else could not be done in it is said on the page, too."""
+    """Limits the time of a block, and turns the errors in it into messages on the page."""
     try:
         with TimeLimit(seconds) as limit:
             yield limit
     except gr.Error:  # a kind of ValueError
         raise
     except torch.OutOfMemoryError as error:
-        raise problem("The picture does not fit into the memory here. Choose a smaller one.") from error
+        raise problem("The picture does not fit into memory. Choose a smaller one.") from error
     except ValueError as error:
         raise problem(html.escape(str(error))) from error
 
 
 class Storage:
     """
-    Gradio's folder of files that visitors uploaded or that were made for them.
+    Gradio's directory of uploads and of files for visitors.
 
     Args:
-        most_bytes: what the files may have together.
+        most_bytes: largest size of all files together.
     """
 
     def __init__(self, most_bytes: int):
@@ -191,16 +186,16 @@ class Storage:
 
     def find(self, upload) -> Path:
         """
-        The file that a request names. Gradio trusts requests that leave `meta` out.
+        The file that a request names. Gradio trusts requests without `meta`.
 
         Args:
-            upload: what came with the request: a dictionary with a `path`, if it is from the page.
+            upload: value in the request: a dictionary with a `path`, if it is from the page.
 
         Returns:
-            A regular file within the folder, without links in its path.
+            A regular file within the directory, without links in its path.
 
         Raises:
-            gr.Error: for anything else, with the same words, so that they say nothing about other files.
+            gr.Error: for anything else, always with the same words, which tell nothing about other files.
         """
         with contextlib.suppress(OSError, RuntimeError, TypeError, ValueError):
             path = upload["path"]
@@ -210,10 +205,12 @@ class Storage:
             file.relative_to(self.folder.resolve())
             if file.is_file():
                 return file
-        raise problem("The picture is gone: files are kept for an hour, or less when many come. Upload it again.")
+        raise problem(
+            "The picture is gone: the server keeps files for an hour, or less if it gets many. Upload it again."
+        )
 
     def make_room(self, needed: int) -> None:
-        """Deletes files that are older than an hour, and the oldest others until so many bytes are free."""
+        """Deletes files that are older than an hour, and the oldest others until `needed` bytes are free."""
         found = []
         for file in self.files() - self.permanent:
             with contextlib.suppress(FileNotFoundError):
@@ -224,12 +221,12 @@ class Storage:
             if total + needed <= self.most_bytes and modified > time.time() - KEPT_SECONDS:
                 break
             file.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # there is more in it
+            with contextlib.suppress(OSError):  # not empty
                 file.parent.rmdir()
             total -= size
 
     def save(self, pixels: np.ndarray, name: str) -> str:
-        """The path of a new PNG file of pixels, uint8 or uint16."""
+        """Writes pixels, uint8 or uint16, to a new PNG file, and returns its path."""
         self.make_room(pixels.nbytes + LONGEST_BODY)
         file = Path(tempfile.mkdtemp(dir=self.folder), name)
         PIL.Image.fromarray(pixels).save(file)
@@ -238,19 +235,19 @@ class Storage:
 
 class Border:
     """
-    ASGI middleware that bounds what requests bring: the length of each, and all uploads together.
+    ASGI middleware that bounds the length of each request, and the size of all uploads together.
 
     Args:
-        app: what comes after it.
+        app: the application behind it.
         storage: where uploads go.
-        max_file_size: bytes that a file may have.
+        max_file_size: largest size of a file in bytes.
     """
 
     def __init__(self, app, storage: Storage, max_file_size: int):
         self.app = app
         self.storage = storage
         self.max_file_size = max_file_size
-        self.uploads = 0  # under way
+        self.uploads = 0  # in progress
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
@@ -265,14 +262,14 @@ class Border:
             message = await receive()
             left -= len(message.get("body", b""))
             if left < 0:
-                raise HTTPException(413, f"The request is too long: {most} bytes are taken here. Send one picture.")
+                raise HTTPException(413, f"The request is too long: the limit is {most} bytes. Send one picture.")
             return message
 
         if not is_upload:
             await self.app(scope, receive_bounded, send)
             return
         if (self.uploads + 1) * most > self.storage.most_bytes:
-            response = PlainTextResponse("Many pictures come in just now. Wait a moment, and upload it again.", 503)
+            response = PlainTextResponse("The server is getting many pictures. Wait a moment, and try again.", 503)
             await response(scope, receive, send)
             return
         self.uploads += 1
@@ -284,7 +281,7 @@ class Border:
 
 
 class Page(gr.Blocks):
-    """Blocks that look at what a request brings before Gradio does, which would fetch addresses, for one."""
+    """Blocks that check the values in a request before Gradio reads them: it would fetch addresses, for example."""
 
     def __init__(self, storage: Storage, **kwargs):
         super().__init__(**kwargs)
@@ -302,13 +299,13 @@ class Page(gr.Blocks):
             return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
         except gr.Error:
             raise
-        # Components raise whatever comes to them when they are given what no page sends.
+        # Components raise errors of any kind for values that no page sends.
         except Exception as error:
-            raise problem("This page sent what is not understood here. Reload it, and try again.") from error
+            raise problem("The server does not understand the request. Reload the page, and try again.") from error
 
 
 class PictureFile(io.BufferedReader):
-    """A file that is read no further when time is up. Some take hours to decode, few bytes at a time."""
+    """A file that cannot be read after the time limit. Some take hours to decode, few bytes at a time."""
 
     def __init__(self, file: Path, limit: TimeLimit):
         super().__init__(io.FileIO(file))
@@ -327,11 +324,10 @@ def read_picture(file: Path, max_megapixels: float, limit: TimeLimit) -> tuple[P
         An RGB image, upright and without transparency, and the format of the file.
 
     Raises:
-        gr.Error: for files that are missing, of another kind, damaged, too large or too slow. The message says what to
-            do.
+        gr.Error: for files that are missing, of another kind, damaged, too large or too slow, with the remedy.
     """
     too_large = problem(
-        f"The picture is too large: it may have {max_megapixels:g} million pixels here, and {LONGEST_SIDE} on a side. "
+        f"The picture is too large: the limits are {max_megapixels:g} million pixels, and {LONGEST_SIDE} on a side. "
         "Make it smaller, and upload it again."
     )
     try:
@@ -347,29 +343,17 @@ def read_picture(file: Path, max_megapixels: float, limit: TimeLimit) -> tuple[P
         raise too_large from error
     except PIL.UnidentifiedImageError as error:
         raise problem(
-            "This is not a picture that can be read here. Upload a PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF file."
+            "This is not a picture that the page can read. Upload a PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF file."
         ) from error
-    # Decoders raise whatever comes to them when a file is damaged.
+    # Decoders raise errors of any kind for damaged files.
     except Exception as error:
-        limit.check()  # they do not say that it was this
+        limit.check()  # decoders hide this error
         raise problem(
-            "The picture is damaged: its file cannot be read to the end. Upload it again, or save it anew as PNG."
+            "The picture is damaged: its file cannot be read to the end. Upload it again, or save it again as PNG."
         ) from error
     if pixels.dtype != torch.uint8:
-        raise problem("The pixels are floating point numbers. Save the picture with 8 or 16 bits for each color.")
+        raise problem("The pixels are floating-point numbers. Save the picture with 8 or 16 bits per color.")
     return PIL.Image.fromarray(pixels.permute(1, 2, 0).numpy()), file_format
-
-
-def shown_size(width: int, height: int) -> tuple[int, int]:
-    """(width, height) of a picture on the page. Small ones are enlarged, to have thin lines between classes."""
-    scale = min(SHOWN_SIZE / max(width, height), max(1, SHOWN_SIZE // max(width, height)))
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def data_address(image: PIL.Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, format="webp", quality=90)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def region_path(mask: np.ndarray) -> str:
@@ -383,12 +367,12 @@ def region_path(mask: np.ndarray) -> str:
 
 def class_view(picture: PIL.Image.Image, labels: np.ndarray, areas: list[dict], palette: np.ndarray) -> str:
     """
-    A picture with a list of its classes, as HTML: the class under the pointer, in either, is named and stands out.
+    A picture with a list of its classes, as HTML, in which the class under the pointer is named and highlighted.
 
     Args:
         picture: the classes over the image.
         labels: integers `(height, width)`, of the size of `picture`.
-        areas: what [`unept_hf.visualization.figures.class_areas`] returns.
+        areas: as `class_areas` returns them.
         palette: uint8 `(num_labels, 3)`.
     """
     regions, names, items, rules = [], [], [], []
@@ -402,21 +386,24 @@ def class_view(picture: PIL.Image.Image, labels: np.ndarray, areas: list[dict], 
         hovered = f".classes:has(path.{key}:hover, li.{key}:hover)"
         rules.append(f"{hovered} .name.{key} {{display: block}} {hovered} path:not(.{key}) {{fill: #fffa}}")
     height, width = labels.shape
+    buffer = io.BytesIO()
+    picture.save(buffer, format="webp", quality=90)
+    address = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     return (
         f'<div class="classes"><style>{"".join(rules)}</style>'
         f'<div class="picture" style="width: min(100%, {60 * width / height:.2f}vh)">'
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="Classes over the picture">'
-        f'<image href="{data_address(picture)}" width="{width}" height="{height}"/>{"".join(regions)}</svg>'
+        f'<image href="{address}" width="{width}" height="{height}"/>{"".join(regions)}</svg>'
         f"{''.join(names)}</div><ul>{''.join(items)}{HINT}</ul></div>"
     )
 
 
 class Demo:
     """
-    What the page does.
+    The functions of the page.
 
     Args:
-        models: pairs of a model and its image processor, by the names to choose among.
+        models: name on the page -> a model and its image processor.
         arguments: limits.
     """
 
@@ -425,17 +412,14 @@ class Demo:
         self.arguments = arguments
         self.storage = Storage(arguments.max_total_megabytes * 2**20)
 
-    def read(self, file: Path, limit: TimeLimit) -> tuple[PIL.Image.Image, str]:
-        return read_picture(file, self.arguments.max_megapixels, limit)
-
     def check(self, upload: dict | None):
-        """Looks at a new picture: takes it away with a message if it cannot be used."""
+        """Checks a new picture, and removes it with a message if it cannot be used."""
         if upload is None:
             return None
         try:
             with limited(self.arguments.time_limit) as limit:
                 file = self.storage.find(upload)
-                picture, file_format = self.read(file, limit)
+                picture, file_format = read_picture(file, self.arguments.max_megapixels, limit)
                 if file_format not in NOT_IN_BROWSERS:
                     return gr.skip()
                 shown = self.storage.save(np.asarray(picture), f"{file.stem}.png")
@@ -447,44 +431,45 @@ class Demo:
 
     def segment(self, upload: dict | None, model_name: str, mode: str, steps: int) -> tuple:
         """
-        Segments a picture: what is kept of it, whether it can be refined, how clicking on it begins, and what `show`
-        returns.
+        Segments a picture.
+
+        Returns:
+            The kept segmentation, whether it can be refined, the hint and the empty picture of the sampling points,
+            and the outputs of `show`.
         """
         if upload is None:
             raise problem("There is no picture yet. Upload one, take one with the webcam, or choose an example.")
-        # Lists, as not every value of a request can be looked up in a dictionary.
+        # Lists, because some values of a request cannot be looked up in a dictionary.
         if model_name not in list(self.models):
             raise unknown("The model", model_name, "choose one of the list")
-        if mode not in list(MODES):
+        if mode not in list(MODES.values()):
             raise unknown("What the model sees", mode, "choose the whole image or sliding windows")
         self.check_steps(steps)
         file = self.storage.find(upload)
         model, processor = self.models[model_name]
         config = model.config
         has_boundaries = getattr(config, "use_boundary_heads", False)
-        windows = {}
-        if mode == "slide" and config.model_type == "unept":
+        options = PredictionOptions(mode=mode)
+        if config.model_type == "unept":
             # The windows that the model was trained on, a third of a window apart as in the paper.
             crop_size = [cells * config.query_stride for cells in config.query_grid_size]
-            windows = {"crop_size": crop_size, "stride": [max(1, side // 3) for side in crop_size]}
+            options = replace(options, crop_size=crop_size, stride=[max(1, side // 3) for side in crop_size])
         with limited(self.arguments.time_limit) as limit:
-            picture, _ = self.read(file, limit)
+            picture, _ = read_picture(file, self.arguments.max_megapixels, limit)
             start = time.perf_counter()
-            result = segment(
-                model, processor, picture, mode=mode, return_boundaries=has_boundaries, progress=False, **windows
-            )
+            result = segment(model, processor, picture, options, return_boundaries=has_boundaries, progress=False)
             seconds = time.perf_counter() - start
-            boundary = direction = None
+            result.label_map = result.label_map.to(torch.uint8 if config.num_labels <= 256 else torch.int32)
             if has_boundaries:
-                boundary, direction = result.boundary_probability > 0.5, result.direction_map.byte()
-            dtype = torch.uint8 if config.num_labels <= 256 else torch.int32
-            shown = picture.resize(shown_size(*picture.size), PIL.Image.Resampling.BOX)
-            kept = Segmentation(file, model_name, shown, result.label_map.to(dtype), boundary, direction, seconds)
+                result.boundary_probability = result.boundary_probability > options.boundary_threshold
+                result.direction_map = result.direction_map.byte()
+            shown = picture.resize(shown_size(picture.size, SHOWN_SIZE, SHOWN_SIZE), PIL.Image.Resampling.BOX)
+            kept = Segmentation(file, model_name, shown, result, seconds)
             results = self.draw(kept, steps, limit)
         return kept, gr.Slider(interactive=has_boundaries), shown, NOT_CLICKED, gr.Image(visible=False), *results
 
     def show(self, kept: Segmentation | None, steps: int) -> tuple:
-        """Summary, classes, both sides of refinement, and the label map as a file, for so many steps."""
+        """Summary, classes, pictures without and with refinement, and the label map as a file, for `steps`."""
         if kept is None:
             return gr.skip(), gr.skip(), gr.skip(), gr.skip()
         self.check_steps(steps)
@@ -496,24 +481,25 @@ class Demo:
             raise unknown("Boundary refinement", steps, f"choose a whole number of steps up to {MOST_STEPS}")
 
     def draw(self, kept: Segmentation, steps: int, limit: TimeLimit) -> tuple:
-        """What `show` returns."""
+        """The outputs of `show`."""
         model, _ = self.models[kept.model_name]
         palette = default_palette(model.config.num_labels)
-        label_map = kept.label_map
-        if steps > 0 and kept.boundary is not None:
-            label_map, _ = refine(label_map, kept.boundary, kept.direction, int(steps))
+        unrefined = label_map = kept.result.label_map
+        has_boundaries = kept.result.boundary_probability is not None
+        if steps > 0 and has_boundaries:
+            label_map = kept.result.refined(steps=int(steps)).label_map
 
         size = kept.shown.size[::-1]
-        before, after = (resize_label_map(labels, size).numpy() for labels in (kept.label_map, label_map))
+        before, after = (resize_label_map(labels, size).numpy() for labels in (unrefined, label_map))
         pictures = tuple(overlay(kept.shown, labels, palette) for labels in (before, after))
         limit.check()
         areas = class_areas(label_map, model.config.id2label)
         limit.check()
 
         height, width = label_map.shape
-        changed = (label_map != kept.label_map).double().mean().item()
+        changed = (label_map != unrefined).double().mean().item()
         refinement = f"refinement changed {changed:.2%} of the pixels" if steps > 0 else "without refinement"
-        if kept.boundary is None:
+        if not has_boundaries:
             refinement = "this model predicts no boundaries to refine"
         classes = "1 class" if len(areas) == 1 else f"{len(areas)} classes"
         summary = f"**{width} x {height} pixels, {classes}** in {kept.seconds:.2f} s; {refinement}."
@@ -526,7 +512,7 @@ class Demo:
         return summary, view, pictures, gr.DownloadButton(value=file, interactive=True)
 
     def look(self, kept: Segmentation | None, event: gr.EventData) -> tuple:
-        """Where the model looks for the pixel that was clicked."""
+        """The sampling points of the clicked pixel."""
         if kept is None:
             return gr.skip(), gr.skip()
         data = event._data if isinstance(event._data, dict) else {}
@@ -539,8 +525,9 @@ class Demo:
                 raise unknown("The pixel", index, "click within the picture")
         model, processor = self.models[kept.model_name]
         with limited(self.arguments.time_limit) as limit:
-            picture, _ = self.read(self.storage.find({"path": kept.file}), limit)
-            # From the middle of a pixel of the shown picture to pixels of the image.
+            file = self.storage.find({"path": kept.file})
+            picture, _ = read_picture(file, self.arguments.max_megapixels, limit)
+            # From the center of a pixel on the page to a pixel of the image.
             x, y = (
                 min(int((place + 0.5) * side / shown), side - 1)
                 for place, side, shown in zip((column, row), picture.size, kept.shown.size)
@@ -550,13 +537,13 @@ class Demo:
             limit.check()
             image = figure_to_image(figure)
             limit.check()
-        label = class_areas(kept.label_map[y : y + 1, x : x + 1], model.config.id2label)[0]["label"]
+        label = class_areas(kept.result.label_map[y : y + 1, x : x + 1], model.config.id2label)[0]["label"]
         text = f"Pixel ({x}, {y}): <b>{html.escape(str(label))}</b> before refinement. A larger point counts more."
         return text, gr.Image(image, format="png", visible=True)
 
 
 def draw_examples(folder: str) -> list[str]:
-    """Draws synthetic scenes that no model was trained on, and returns their files."""
+    """Draws synthetic scenes that the shipped model was not trained on, and returns their files."""
     files = [Path(folder) / f"scene_{number}.png" for number in range(1, 5)]
     for file, scene in zip(files, synthetic_scenes(len(files), size=(288, 384), split="validation")):
         scene["image"].save(file)
@@ -565,14 +552,12 @@ def draw_examples(folder: str) -> list[str]:
 
 def build_page(demo: Demo) -> gr.Blocks:
     """The page, not launched yet."""
-    arguments = demo.arguments
-    names = list(demo.models)
+    arguments, storage, names = demo.arguments, demo.storage, list(demo.models)
     cleaning = (KEPT_SECONDS // 6, KEPT_SECONDS)
-    storage = demo.storage
     with Page(storage, title=TITLE, analytics_enabled=False, delete_cache=cleaning, fill_width=True) as page:
         gr.Markdown(
             f"# {TITLE}\n"
-            "Choose a picture, and see which class each of its pixels belongs to. Pictures may have "
+            "Choose a picture to see the class of each pixel. Pictures can have up to "
             f"{arguments.max_megapixels:g} million pixels and {arguments.max_megabytes} MB; they are kept for at most "
             "an hour."
         )
@@ -587,19 +572,14 @@ def build_page(demo: Demo) -> gr.Blocks:
                     buttons=[],
                     elem_id="picture",
                 )
-                # Gradio copies them.
+                # Gradio copies these files.
                 with tempfile.TemporaryDirectory() as folder:
                     before = storage.files()
                     examples = gr.Examples(draw_examples(folder), picture, label="Examples (a click segments them)")
                     storage.permanent = storage.files() - before
                 with gr.Group():
                     model_name = gr.Dropdown(names, value=names[0], label="Model", elem_id="model")
-                    mode = gr.Radio(
-                        [(label, mode) for mode, label in MODES.items()],
-                        value="whole",
-                        label="The model sees",
-                        elem_id="mode",
-                    )
+                    mode = gr.Radio(list(MODES.items()), value="whole", label="The model sees", elem_id="mode")
                 run = gr.Button("Segment", variant="primary", elem_id="run")
                 steps = gr.Slider(
                     0,
@@ -638,10 +618,10 @@ def build_page(demo: Demo) -> gr.Blocks:
                 summary = gr.Markdown(elem_id="summary")
 
         results = [summary, classes, both, download]
-        # One prediction at a time, whoever asks for it.
+        # One prediction at a time, for all visitors.
         one_at_a_time = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
-        # Gradio itself would open an upload before we can say what is wrong with it. Without its preprocessing, we get
-        # what the request brings, and have to check all of it.
+        # Gradio itself would open an upload before we can tell what is wrong with it. Without its preprocessing, we
+        # get the values in the request, and must check all of them.
         unopened = {"preprocess": False, "api_visibility": "private"}
         segmentation = {
             "fn": demo.segment,
@@ -667,32 +647,32 @@ def build_page(demo: Demo) -> gr.Blocks:
 
 
 def model_names(names: list[str]) -> list[str]:
-    """The models to offer: those given, those of the variable (a Space has no command line), or our own."""
+    """The models to offer: `names`, those of the variable (a Space has no command line), or our own."""
     return names or os.environ.get("UNEPT_DEMO_MODELS", "").split() or [unept_hf.SYNTHETIC_SCENES]
 
 
-def load_models(names: list[str], arguments: Namespace, device: torch.device) -> dict[str, tuple]:
-    """Models on a device and their image processors, by the last two parts of their names."""
+def load_models(names: list[str], arguments: DemoArguments) -> dict[str, tuple]:
+    """The models and their image processors, by the last two parts of their names."""
+    device = choose_device(arguments.device)
     models = {}
     for name in names:
         short = "/".join(Path(name).parts[-2:])
         if short in models:
-            raise ValueError(f"Two models would both be called {short}: give one of their folders another name.")
+            raise ValueError(f"Two models would both be called {short}: rename one of their directories.")
         model, processor = load_model(name, arguments)
         models[short] = model.to(device), processor
     return models
 
 
 def main() -> None:
-    parser = HfArgumentParser((DemoArguments, HubArguments), description="A page to try models on.")
-    parser.add_argument("models", nargs="*", help="Folders or Hub names of models.")
-    namespace = parser.parse_args()
+    parser = HfArgumentParser(DemoArguments, description="A page to try models on.")
+    parser.add_argument("models", nargs="*", help="Directories or Hub names of models.")
     try:
-        arguments = DemoArguments(**{name: getattr(namespace, name) for name in DemoArguments.__dataclass_fields__})
-        models = load_models(model_names(namespace.models), namespace, choose_device(arguments.device))
+        arguments, others = parser.parse_args_into_dataclasses()
+        models = load_models(model_names(others.models), arguments)
     except (OSError, ValueError) as error:
         raise SystemExit(f"app.py: {error}") from error
-    # A folder of our own: Gradio's is one for all its pages on the machine.
+    # A directory of our own: all Gradio pages on the machine share Gradio's.
     parent = Path(get_upload_folder()).resolve()
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent) as folder:

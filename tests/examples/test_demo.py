@@ -2,7 +2,7 @@
 """
 The demo page: its functions, and the page itself in a headless Chromium, without a network.
 
-As a program it takes the pictures of docs/demo.md: python tests/examples/test_demo.py docs/images
+As a program, this file takes the pictures of docs/demo.md: python tests/examples/test_demo.py docs/images
 """
 
 import contextlib
@@ -21,7 +21,6 @@ import tempfile
 import time
 import uuid
 import zlib
-from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import HTTPError, URLError
@@ -37,22 +36,18 @@ from PIL import Image, JpegImagePlugin
 import unept_hf
 from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor
 from unept_hf.inference import segment as inference
-from unept_hf.inference.segment import segment
+from unept_hf.inference.segment import SegmentationResult, segment
+from unept_hf.palette import default_palette
 from unept_hf.synthetic.scenes import synthetic_scene
-from unept_hf.visualization.figures import (
-    class_areas,
-    default_palette,
-    draw_sampling_points,
-    figure_to_image,
-    sampling_points,
-)
+from unept_hf.visualization.figures import draw_sampling_points, figure_to_image
+from unept_hf.visualization.overlay import class_areas
+from unept_hf.visualization.sampling_points import sampling_points
 
 
 gradio = pytest.importorskip("gradio", reason='gradio is not installed: pip install -e ".[demo]"')
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo"
-HUB = Namespace(revision="main", token=None, trust_remote_code=False)
-# What a model of somebody else may call its classes.
+# Names that a model of somebody else may have for its classes.
 CLASSES = (
     "sky & sea", "<b>ground</b>", "[building](/config)", "*tree* `oak` ~~elm~~", "$person$ \\(x\\)",
     "{{value}} ${value}",
@@ -117,12 +112,12 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def bad_files(folder: Path, scene: Path) -> dict[str, tuple[Path, str]]:
-    """Files that are no pictures to use, and what the page says of them."""
+    """Files that are not usable pictures, and the message of the page about each."""
     whole = scene.read_bytes()
     Image.open(scene).save(folder / "scene.jpg")
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
     contents = {
-        "text.png": b"This is no picture.\n" * 20,
+        "text.png": b"This is not a picture.\n" * 20,
         "empty.png": b"",
         "postscript.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
         "cut.png": whole[: len(whole) // 2],
@@ -138,7 +133,7 @@ def bad_files(folder: Path, scene: Path) -> dict[str, tuple[Path, str]]:
 
 
 def upload(file: Path) -> dict:
-    """What the page sends of a file, after a copy to where Gradio puts it."""
+    """The value that the page sends for a file, after a copy to the place where Gradio puts it."""
     place = Path(os.environ["GRADIO_TEMP_DIR"], file.name)
     place.parent.mkdir(exist_ok=True)
     if file.exists():
@@ -187,7 +182,7 @@ def test_pictures_of_all_kinds(tmp_path):
 def test_bad_pictures_get_a_message(tmp_path, scene, demo, monkeypatch):
     files = bad_files(tmp_path, scene)
     Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(tmp_path / "float.tiff")
-    files["float.tiff"] = tmp_path / "float.tiff", "floating point"
+    files["float.tiff"] = tmp_path / "float.tiff", "floating-point"
     files["gone.png"] = tmp_path / "gone.png", "is gone"
     warnings = []
     monkeypatch.setattr(gradio, "Warning", lambda message, **kwargs: warnings.append(message))
@@ -205,7 +200,7 @@ def test_bad_pictures_get_a_message(tmp_path, scene, demo, monkeypatch):
 
 def test_limit_of_pixels(scene):
     assert app.read_picture(scene, 0.024, app.TimeLimit(60))[0].size == (200, 120)
-    with pytest.raises(gradio.Error, match=r"too large: it may have 0\.0239 million pixels"):
+    with pytest.raises(gradio.Error, match=r"too large: the limits are 0\.0239 million pixels"):
         app.read_picture(scene, 0.0239, app.TimeLimit(60))
 
 
@@ -217,7 +212,7 @@ def test_pictures_that_browsers_do_not_show_are_converted(tmp_path, scene, demo)
     np.testing.assert_array_equal(read_png(converted), read_png(scene))
 
 
-def test_pictures_that_are_hardly_any(demo, tmp_path):
+def test_tiny_pictures(demo, tmp_path):
     for size in ((1, 1), (1, 300), (400, 3), (1000, 1)):
         Image.new("RGB", size, "red").save(tmp_path / "small.png")
         kept, *_ = demo.segment(upload(tmp_path / "small.png"), "tiny", "whole", 0)
@@ -300,7 +295,7 @@ def test_sampling_points_of_a_clicked_pixel(demo, model, processor, scene):
     # The page shows 3 x 3 pixels for one.
     for index, point in (((0, 0), (0, 0)), ((599, 359), (199, 119)), ((302, 151), (100, 50))):
         text, picture = demo.look(kept, click(*index))
-        label = kept.label_map[point[1], point[0]].item()
+        label = kept.result.label_map[point[1], point[0]].item()
         assert text.startswith(f"Pixel {point}: <b>{html.escape(CLASSES[label])}</b> before")
     points = sampling_points(model, processor, str(scene), point)
     expected = figure_to_image(draw_sampling_points(str(scene), points))
@@ -309,7 +304,7 @@ def test_sampling_points_of_a_clicked_pixel(demo, model, processor, scene):
     assert demo.show(None, 3) == (gradio.skip(),) * 4
 
 
-def test_what_a_model_can_not_do_is_said(demo, scene, monkeypatch):
+def test_errors_of_a_model_become_messages(demo, scene, monkeypatch):
     def refuse(*args, **kwargs):
         raise ValueError("a < b")
 
@@ -321,7 +316,7 @@ def test_what_a_model_can_not_do_is_said(demo, scene, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(app, "segment", fill_memory)
-    with pytest.raises(gradio.Error, match="does not fit into the memory"):
+    with pytest.raises(gradio.Error, match="does not fit into memory"):
         demo.segment(upload(scene), "tiny", "whole", 0)
 
 
@@ -334,9 +329,9 @@ def test_time_limit(demo, scene):
     ):
         with pytest.raises(gradio.Error) as error:
             predict()
-        assert error.value.message.startswith("That took longer than the 0 seconds")
+        assert error.value.message.startswith("That took longer than the limit of 0 seconds")
     demo.arguments.time_limit = 60
-    assert torch.equal(demo.segment(upload(scene), "tiny", "whole", 0)[0].label_map, kept.label_map)
+    assert torch.equal(demo.segment(upload(scene), "tiny", "whole", 0)[0].result.label_map, kept.result.label_map)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +341,7 @@ def test_time_limit(demo, scene):
         (app, "image_to_tensor"),
         (inference.View, "band"),
         (inference, "segment_views"),
-        (app, "refine"),
+        (SegmentationResult, "refined"),
         (app, "resize_label_map"),
         (app, "overlay"),
         (app, "class_areas"),
@@ -387,7 +382,7 @@ def test_time_limit_covers_all_that_is_done(demo, scene, tmp_path, monkeypatch, 
             ask()
         except gradio.Error as error:
             said.append(error.message)
-    assert said and all(message.startswith("That took longer than the 60 seconds") for message in said)
+    assert said and all(message.startswith("That took longer than the limit of 60 seconds") for message in said)
     monkeypatch.undo()
 
 
@@ -426,13 +421,14 @@ def test_models_to_choose_among(folder, monkeypatch, tmp_path):
     assert app.model_names([]) == ["one/model", "another/model"]
     assert app.model_names(["given"]) == ["given"]
 
-    models = app.load_models([str(folder)], HUB, torch.device("cpu"))
+    arguments = app.DemoArguments(device="cpu")
+    models = app.load_models([str(folder)], arguments)
     assert list(models) == [f"{folder.parent.name}/tiny"]
     copy = shutil.copytree(folder.parent, tmp_path / folder.parent.name) / "tiny"
     with pytest.raises(ValueError, match=f"both be called {folder.parent.name}/tiny"):
-        app.load_models([str(folder), str(copy)], HUB, torch.device("cpu"))
+        app.load_models([str(folder), str(copy)], arguments)
     monkeypatch.setattr(sys, "argv", ["app.py", str(tmp_path / "nothing")])
-    with pytest.raises(SystemExit, match="There is no folder"):
+    with pytest.raises(SystemExit, match="nothing is not a model directory"):
         app.main()
 
 
@@ -529,7 +525,7 @@ def page(browser, address):
 
 
 def post(address: str, body: bytes, content_type: str):
-    """What the page answers, and the status if that is an error."""
+    """The status and the answer of the page."""
     try:
         with urlopen(Request(address, body, {"Content-Type": content_type}), timeout=60) as response:
             return 200, json.load(response)
@@ -545,7 +541,7 @@ def send_files(address: str, *contents: bytes, name: str = "scene.png"):
 
 
 def ask(address: str, event: int, data: list, session: str | None = None, **more) -> tuple[list | None, list[str]]:
-    """What an event returns to a request, without a browser, and all messages to the visitor."""
+    """The outputs of an event for a request without a browser, and all messages to the visitor."""
     session = session or uuid.uuid4().hex
     body = json.dumps({"fn_index": event, "session_hash": session, "data": data, **more}).encode()
     status, answer = post(f"{address}/gradio_api/queue/join", body, "application/json")
@@ -635,7 +631,7 @@ def test_requests_that_no_page_sends_get_a_message(address, events, folder, scen
         SHOW: [[], [None]],
         LOOK: [[]],
     }
-    wrong |= {(event, "This page sent what is not understood"): data for event, data in not_understood.items()}
+    wrong |= {(event, "The server does not understand the request"): data for event, data in not_understood.items()}
     for (event, message), requests in wrong.items():
         for data in requests:
             _, said = ask(address, event, data, session)
@@ -752,7 +748,7 @@ def test_page_tells_of_pixels_by_pointing_and_clicking(page, model, processor, s
         (name,) = page.locator("#classes .name:visible").all_inner_texts()
         label = label_map[y, x]
         assert name == f"{CLASSES[label]} · {(label_map == label).mean():.1%}"
-    # And the other way round: of all regions, that of the class in the list keeps its colour.
+    # The other way round: of all regions, only the region of the class in the list keeps its color.
     label = label_map[0, 0]
     page.hover(f"#classes li.class-{label}")
     fills = page.eval_on_selector_all(
@@ -786,7 +782,7 @@ def test_page_tells_of_pixels_by_pointing_and_clicking(page, model, processor, s
 def test_page_survives_bad_uploads(page, scene, tmp_path, model, processor):
     files = bad_files(tmp_path, scene)
     Image.new("L", (2000, 1501)).save(tmp_path / "large.png")
-    files["large.png"] = tmp_path / "large.png", "may have 3 million pixels"
+    files["large.png"] = tmp_path / "large.png", "the limits are 3 million pixels"
     (tmp_path / "heavy.png").write_bytes(scene.read_bytes() + bytes(2**20))
     files["heavy.png"] = tmp_path / "heavy.png", "exceed the maximum allowed size of 1.0"
     messages = page.locator(".toast-body")
