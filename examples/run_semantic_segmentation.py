@@ -465,6 +465,18 @@ def load_model(
     return model
 
 
+def image_processor_options(model: UneptForSemanticSegmentation, model_name_or_path: str | None) -> dict[str, Any]:
+    """The divisor of the sizes, and the mean and std that a trained model had, else those of the backbone."""
+    options = model.image_processor_options()
+    if model_name_or_path:
+        try:
+            trained = UneptImageProcessor.from_pretrained(model_name_or_path)
+        except OSError:  # weights alone
+            return options
+        options |= {"image_mean": trained.image_mean, "image_std": trained.image_std}
+    return options
+
+
 def make_loader(
     dataset: "datasets.Dataset | datasets.IterableDataset",
     class_list: ClassList,
@@ -767,8 +779,8 @@ class SegmentationTrainer:
         set_seed(run_args.seed, device_specific=True)
         self.config = model.config
         self.processor = UneptImageProcessor(
+            **image_processor_options(model, model_args.model_name_or_path),
             size={"shortest_edge": min(data_args.scale), "longest_edge": max(data_args.scale)},
-            size_divisor=model.model.size_divisor,
             ignore_index=self.class_list.ignore_index,
         )
         if run_args.gradient_checkpointing:

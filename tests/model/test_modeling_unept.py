@@ -62,6 +62,28 @@ def test_preset_of_few_parameters(fields, stride):
     assert 4.0e6 < parameters - learned_queries < 4.5e6
 
 
+@pytest.mark.parametrize(
+    "name, divisor, mean, std",
+    [
+        ("unept-resnet50", 8, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("unept-deit-base", 16, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("unept-efficientnet-lite0", 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    ],
+)
+def test_image_processor_of_a_new_model(name, divisor, mean, std):
+    with torch.device("meta"):
+        model = UneptForSemanticSegmentation(UneptConfig.from_preset(name))
+    processor = UneptImageProcessor(**model.image_processor_options())
+    assert (processor.size_divisor, processor.image_mean, processor.image_std) == (divisor, mean, std)
+
+
+def test_image_processor_of_a_backbone_of_transformers():
+    backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], out_indices=[2, 3, 4])
+    with torch.device("meta"):
+        model = UneptForSemanticSegmentation(UneptConfig(backbone_config=backbone))
+    assert model.image_processor_options() == {"size_divisor": 32}
+
+
 @pytest.mark.floor
 @pytest.mark.parametrize("mode", ["pointwise", "dense", "deformable"])
 def test_forward_backward(mode):

@@ -72,7 +72,7 @@ def load_model(name: str, arguments: argparse.Namespace, allow_preset: bool = Fa
         from .. import UneptForSemanticSegmentation, UneptImageProcessor
 
         model = UneptForSemanticSegmentation.from_preset(name)
-        return model.eval(), UneptImageProcessor(size_divisor=model.model.size_divisor)
+        return model.eval(), UneptImageProcessor(**model.image_processor_options())
     path = Path(name).expanduser()
     if path.exists():
         name = str(path)
