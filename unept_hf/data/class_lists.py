@@ -270,8 +270,9 @@ def _read_mask_colors(
     if not isinstance(entries, (list, tuple)):
         problems.append(f"mask_colors is a {type(entries).__name__}. Make it a list.")
         return {}
+    color: Any
     for entry in entries:
-        color, class_id = (entry.get("color"), entry.get("id", "")) if isinstance(entry, Mapping) else (None, None)
+        color, class_id = (entry.get("color"), entry.get("id", "")) if isinstance(entry, Mapping) else ("", "")
         class_id = ignore_index if class_id is None else class_id
         if not _is_color(color) or not _is_int(class_id) or class_id not in (*id2label, ignore_index):
             problems.append(
