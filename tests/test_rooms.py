@@ -36,7 +36,7 @@ def room_of(module: Path) -> str:
 
 
 def imported_parts(module: Path) -> list[tuple[str, ...]]:
-    """What a module imports of the package, as parts of a path below it: `from ..files import x` gives ("files", "x")."""
+    """What a module imports of the package, as paths below it: `from ..files import x` gives ("files", "x")."""
     package = module.parent.parts
     found: list[tuple[str, ...]] = []
     for node in ast.walk(ast.parse((PACKAGE / module).read_text(encoding="utf-8"))):

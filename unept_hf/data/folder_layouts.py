@@ -178,16 +178,15 @@ def image_folder_files(
     )
     names = split_spellings(split)
     has_placeholder = "{split}" in f"{image_dir}{label_dir}"
-    if has_placeholder:
-        candidates = [
-            (base / str(image_dir).replace("{split}", name), base / str(label_dir).replace("{split}", name))
-            for name in names
-        ]
-    else:
-        candidates = [(base / image_dir / name, base / label_dir / name) for name in names]
-        # Joined to an absolute path the name of the split would vanish.
-        if not image_dir.is_absolute() and not label_dir.is_absolute():
-            candidates += [(base / name / image_dir, base / name / label_dir) for name in names]
+    patterns = [(image_dir, label_dir)] if has_placeholder else [(image_dir / "{split}", label_dir / "{split}")]
+    # Joined to an absolute path the name of the split would vanish.
+    if not has_placeholder and not image_dir.is_absolute() and not label_dir.is_absolute():
+        patterns.append(("{split}" / image_dir, "{split}" / label_dir))
+    candidates = [
+        (base / str(images).replace("{split}", name), base / str(masks).replace("{split}", name))
+        for images, masks in patterns
+        for name in names
+    ]
     complete = [pair for pair in candidates if all(map(Path.is_dir, pair))]
     if complete:
         images, masks = complete[0]

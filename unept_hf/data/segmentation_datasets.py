@@ -106,40 +106,30 @@ def load_segmentation_dataset(
         ValueError: for options that do not fit together, missing folders, unpaired files, unknown splits and columns,
             and missing or broken class lists. The message names the file and what was expected.
     """
-    problems = []
-    if dataset_name != "image_folders" and not (image_dir is label_dir is label_suffix is None):
-        problems.append(
-            f"image_dir, label_dir and label_suffix are for dataset_name='image_folders', not for '{dataset_name}'."
-        )
-    if dataset_name == "image_folders" and data_dir is None and (image_dir is None or label_dir is None):
-        problems.append(
-            "dataset_name='image_folders' needs data_dir (a folder with sub-folders images and masks), or image_dir "
-            "and label_dir."
-        )
-    if dataset_name == "image_folders" and class_list is None:
-        problems.append(
-            "dataset_name='image_folders' needs class_list: the name of a class list, or a JSON file such as "
-            '["background", "cat"].'
-        )
-    if dataset_name in _OFFICIAL_LAYOUTS and data_dir is None:
-        problems.append(
-            f"dataset_name='{dataset_name}' needs data_dir, the folder of the official release. For a copy on the "
-            f"Hub, give its name as dataset_name and class_list='{dataset_name}'."
-        )
-    theme_split = next((name for name in split_spellings(split) if name in ("train", "validation")), split)
-    if dataset_name in SYNTHETIC_THEMES:
-        if theme_split not in ("train", "validation"):
-            problems.append(f"split must be train or validation for '{dataset_name}', got '{split}'.")
-        if num_synthetic_scenes < 1:
-            problems.append(f"num_synthetic_scenes must be at least 1, got {num_synthetic_scenes}.")
-        if not 32 <= synthetic_scene_size <= 2**15:
-            problems.append(f"synthetic_scene_size must be 32 to {2**15} pixels, got {synthetic_scene_size}.")
-    if image_column == label_column:
-        problems.append(f"image_column and label_column are both '{image_column}': they must differ.")
-    if problems:
-        raise ValueError(" ".join(problems))
+    is_synthetic, is_official = dataset_name in SYNTHETIC_THEMES, dataset_name in _OFFICIAL_LAYOUTS
+    is_folder = is_official or dataset_name == "image_folders"
+    theme_split = next((name for name in split_spellings(split) if name in ("train", "validation")), None)
+    problems = {
+        f"image_dir, label_dir and label_suffix are for dataset_name='image_folders', not for '{dataset_name}'.": (
+            dataset_name != "image_folders" and not (image_dir is label_dir is label_suffix is None)
+        ),
+        "dataset_name='image_folders' needs data_dir (a folder with sub-folders images and masks), or image_dir and "
+        "label_dir.": dataset_name == "image_folders" and data_dir is None and None in (image_dir, label_dir),
+        "dataset_name='image_folders' needs class_list: the name of a class list, or a JSON file such as "
+        '["background", "cat"].': dataset_name == "image_folders" and class_list is None,
+        f"dataset_name='{dataset_name}' needs data_dir, the folder of the official release. For a copy on the Hub, "
+        f"give its name as dataset_name and class_list='{dataset_name}'.": is_official and data_dir is None,
+        f"split must be train or validation for '{dataset_name}', got '{split}'.": is_synthetic
+        and theme_split is None,
+        f"num_synthetic_scenes must be at least 1, got {num_synthetic_scenes}.": num_synthetic_scenes < 1,
+        f"synthetic_scene_size must be 32 to {2**15} pixels, got {synthetic_scene_size}.": (
+            not 32 <= synthetic_scene_size <= 2**15
+        ),
+        f"image_column and label_column are both '{image_column}': they must differ.": image_column == label_column,
+    }
+    if any(problems.values()):
+        raise ValueError(" ".join(problem for problem, is_found in problems.items() if is_found))
 
-    is_folder = dataset_name in _OFFICIAL_LAYOUTS or dataset_name == "image_folders"
     if is_folder:
         if dataset_name == "image_folders":
             files = image_folder_files(data_dir, split, image_dir, label_dir, label_suffix)
@@ -147,11 +137,11 @@ def load_segmentation_dataset(
             files = _OFFICIAL_LAYOUTS[dataset_name](str(data_dir), split)
         classes = load_class_list(class_list or dataset_name)
         data = _from_files(files, skip_unreadable)
-    elif dataset_name in SYNTHETIC_THEMES:
+    elif is_synthetic:
         classes = load_class_list(dataset_name)
         size = (synthetic_scene_size, synthetic_scene_size)
         data = synthetic_scenes(num_synthetic_scenes, size=size, split=theme_split, theme=dataset_name)
-        data = _with_our_columns(data, list(data.features), data.features, "image", "label", theme_split)
+        data = _with_our_columns(data, "image", "label", theme_split)
     else:
         dataset_name = os.path.expanduser(dataset_name)
         source = {
@@ -161,10 +151,11 @@ def load_segmentation_dataset(
             "data_dir": data_dir and os.path.expanduser(data_dir),
         }
         data = _load(dataset_name, dataset_config_name, split, streaming, num_proc, source)
-        columns, features = _columns(data)
+        # A stream of files may have no schema.
+        columns, features = list(data.features or next(iter(data))), data.features
         _check_columns(dataset_name, columns, features, image_column=image_column, label_column=label_column)
         classes = _find_class_list(class_list, dataset_name, features, revision, token)
-        data = _with_our_columns(data, columns, features, image_column, label_column, split.partition("[")[0])
+        data = _with_our_columns(data, image_column, label_column, split.partition("[")[0])
 
     if isinstance(data, datasets.Dataset):
         places = np.linspace(0, len(data) - 1, min(len(data), _MASKS_READ)).round().astype(int)
@@ -249,13 +240,6 @@ def _find_split(dataset_name: str, split: str, known: list[str], sliceable: bool
     return found + bracket + slice_
 
 
-def _columns(data: "datasets.Dataset | datasets.IterableDataset") -> tuple[list[str], datasets.Features | None]:
-    if data.features is not None:
-        return list(data.features), data.features
-    # A stream of files without a schema.
-    return list(next(iter(data))), None
-
-
 def _check_columns(dataset_name: str, columns: list[str], features: datasets.Features | None, **options: str) -> None:
     problems = []
     for option, column in options.items():
@@ -270,26 +254,20 @@ def _check_columns(dataset_name: str, columns: list[str], features: datasets.Fea
         raise ValueError(f"{' '.join(problems)} The columns of '{dataset_name}' are {', '.join(columns)}.")
 
 
-def _with_our_columns(data, columns, features, image_column: str, label_column: str, split: str):
-    if features is not None:
+def _with_our_columns(data, image_column: str, label_column: str, split: str):
+    if data.features is not None:
         for column in (image_column, label_column):
             data = data.cast_column(column, datasets.Image(decode=False))
-    if isinstance(data, datasets.IterableDataset):
-        return data.map(
-            _our_columns,
-            with_indices=True,
-            fn_kwargs={"image_column": image_column, "label_column": label_column, "split": split},
-            remove_columns=columns,
-            features=_FEATURES,
-        )
     data = data.select_columns([image_column, label_column])
     renamed = {image_column: "image", label_column: "label"}
     data = data.rename_columns({old: new for old, new in renamed.items() if old != new})
+    if isinstance(data, datasets.IterableDataset):
+        return data.map(_with_name, with_indices=True, fn_kwargs={"split": split}, features=_FEATURES)
     return data.add_column("name", [f"{split}-{index:06d}" for index in range(len(data))])
 
 
-def _our_columns(row: dict[str, Any], index: int, image_column: str, label_column: str, split: str) -> dict[str, Any]:
-    return {"image": row[image_column], "label": row[label_column], "name": f"{split}-{index:06d}"}
+def _with_name(row: dict[str, Any], index: int, split: str) -> dict[str, Any]:
+    return {**row, "name": f"{split}-{index:06d}"}
 
 
 def _find_class_list(class_list, dataset_name, features, revision, token) -> ClassList:
