@@ -108,7 +108,7 @@ def load_segmentation_dataset(
     """
     is_synthetic, is_official = dataset_name in SYNTHETIC_THEMES, dataset_name in _OFFICIAL_LAYOUTS
     is_folder = is_official or dataset_name == "image_folders"
-    theme_split = next((name for name in split_spellings(split) if name in ("train", "validation")), None)
+    theme_split = next((name for name in split_spellings(split) if name in ("train", "validation")), split)
     problems = {
         f"image_dir, label_dir and label_suffix are for dataset_name='image_folders', not for '{dataset_name}'.": (
             dataset_name != "image_folders" and not (image_dir is label_dir is label_suffix is None)
@@ -119,11 +119,13 @@ def load_segmentation_dataset(
         '["background", "cat"].': dataset_name == "image_folders" and class_list is None,
         f"dataset_name='{dataset_name}' needs data_dir, the folder of the official release. For a copy on the Hub, "
         f"give its name as dataset_name and class_list='{dataset_name}'.": is_official and data_dir is None,
-        f"split must be train or validation for '{dataset_name}', got '{split}'.": is_synthetic
-        and theme_split is None,
-        f"num_synthetic_scenes must be at least 1, got {num_synthetic_scenes}.": num_synthetic_scenes < 1,
+        f"split must be train or validation for '{dataset_name}', got '{split}'.": (
+            is_synthetic and theme_split not in ("train", "validation")
+        ),
+        f"num_synthetic_scenes must be at least 1, got {num_synthetic_scenes}.": is_synthetic
+        and num_synthetic_scenes < 1,
         f"synthetic_scene_size must be 32 to {2**15} pixels, got {synthetic_scene_size}.": (
-            not 32 <= synthetic_scene_size <= 2**15
+            is_synthetic and not 32 <= synthetic_scene_size <= 2**15
         ),
         f"image_column and label_column are both '{image_column}': they must differ.": image_column == label_column,
     }
