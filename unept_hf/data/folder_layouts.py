@@ -1,5 +1,5 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""Where the well-known data sets, and folders of images and masks, keep which image and which mask."""
+"""Pairs of image and mask files in the folders of the well-known data sets, and in folders of a user."""
 
 import os
 from pathlib import Path

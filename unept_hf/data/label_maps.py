@@ -1,5 +1,5 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""Examples of a segmentation data set as image and label map: opened, checked, and with the rule of its class list."""
+"""Rows of a segmentation data set, decoded to an image and a label map by the rules of a class list."""
 
 import io
 import os
@@ -19,7 +19,7 @@ __all__ = ["decode_example", "decode_label_map", "doubt_about_masks"]
 
 _NO_CLASS = np.iinfo(np.int64).min
 _JPEG = ("JPEG", "MPO")
-# What Pillow calls the formats that change the values of pixels, some of them unless told not to.
+# Pillow's names of formats that change the values of pixels, some of them only by default.
 _LOSSY = (*_JPEG, "AVIF", "JPEG2000", "WEBP")
 
 
@@ -158,7 +158,7 @@ def doubt_about_masks(examples: Iterable[dict[str, Any]], class_list: ClassList)
             return None
         first, count = first or name, count + 1
 
-    # Masks of 0 alone may show one class and nothing else. White that is no class is an error where it is read.
+    # Masks of 0 alone may show a single class. White that stands for no class is an error where it is read.
     is_white_ignored = has_white and _classes_of(np.array([255]), class_list)[0] == class_list.ignore_index
     if is_black_and_white and is_white_ignored and len(class_list) > 1:
         return (
@@ -203,7 +203,7 @@ def _pixels(mask: "PIL.Image.Image | np.ndarray", class_list: ClassList, where: 
 
 
 def _open(value: Any, kind: str, name: str) -> tuple["PIL.Image.Image", str]:
-    """The decoded image, and what to call it: its file where there is one, else the name of its row."""
+    """The decoded image, and its name for messages: its file where there is one, else the name of its row."""
     if isinstance(value, PIL.Image.Image):
         image = PIL.ImageOps.exif_transpose(value)
         image.format = value.format

@@ -1,5 +1,5 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""Data sets of images and masks: the well-known ones, those of the Hub, local files and synthetic scenes."""
+"""Data sets of images and masks: the well-known data sets, the Hub, local files and synthetic scenes."""
 
 import dataclasses
 import os
@@ -204,7 +204,7 @@ def _from_files(files: FilePairs, skip_unpaired: bool) -> datasets.Dataset:
 
 
 def _load(dataset_name, dataset_config_name, split, streaming, num_proc, source):
-    """The split of a data set that the library `datasets` can load, under whatever spelling it has there."""
+    """The split of a data set that the library `datasets` can load, under its own spelling."""
     if Path(dataset_name, "dataset_dict.json").is_file() or Path(dataset_name, "state.json").is_file():
         saved = datasets.load_from_disk(dataset_name)
         if isinstance(saved, datasets.Dataset):
@@ -230,7 +230,7 @@ def _load(dataset_name, dataset_config_name, split, streaming, num_proc, source)
 
 
 def _find_split(dataset_name: str, split: str, known: list[str], sliceable: bool) -> str:
-    """The split as the data set spells it, with a slice such as "[:100]" where those are possible."""
+    """The split as the data set spells it, with a slice such as "[:100]" where slices are possible."""
     name, bracket, slice_ = split.partition("[")
     found = next((spelling for spelling in split_spellings(name) if spelling in known), None)
     if found is None or (bracket and not sliceable):
