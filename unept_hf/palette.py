@@ -1,12 +1,15 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""Colours for classes that have none, told apart by people with any kind of colour vision."""
+"""Colors for classes that have none, told apart by people with any kind of color vision."""
 
 import functools
 
 import numpy as np
 
 
-# Okabe and Ito's colours without black, which overlays hide.
+__all__ = ["COLOR_BLINDNESS", "OKABE_ITO", "default_palette"]
+
+
+# Okabe and Ito's colors without black, which overlays hide.
 OKABE_ITO = (
     (86, 180, 233),
     (230, 159, 0),
@@ -17,16 +20,16 @@ OKABE_ITO = (
     (0, 114, 178),
 )
 
-MOST_COLORS = 1000  # that many classes have colours of their own
+_MOST_COLORS = 1000  # so many classes have colors of their own
 
 # Linear RGB to the cone responses of OKLab, and their cube roots to lightness, green-red and blue-yellow.
 # Source: Ottosson, "A perceptual color space for image processing", 2020.
-OKLAB_CONES = (
+_OKLAB_CONES = (
     (0.4122214708, 0.5363325363, 0.0514459929),
     (0.2119034982, 0.6806995451, 0.1073969566),
     (0.0883024619, 0.2817188376, 0.6299787005),
 )
-OKLAB_AXES = (
+_OKLAB_AXES = (
     (0.2104542553, 0.7936177850, -0.0040720468),
     (1.9779984951, -2.4285922050, 0.4505937099),
     (0.0259040371, 0.7827717662, -0.8086757660),
@@ -42,11 +45,11 @@ COLOR_BLINDNESS = (
 
 
 def _oklab(colors: np.ndarray) -> np.ndarray:
-    """Colours `(n, 3)` of 0..255 as the four kinds of vision see them, float64 `(n, 4, 3)`."""
+    """Colors `(n, 3)` of 0..255 as the four kinds of vision see them, float64 `(n, 4, 3)`."""
     colors = colors / 255
     linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
     seen = np.stack([linear, *(linear @ np.array(matrix).T for matrix in COLOR_BLINDNESS)], axis=1).clip(0, 1)
-    return np.cbrt(seen @ np.array(OKLAB_CONES).T) @ np.array(OKLAB_AXES).T
+    return np.cbrt(seen @ np.array(_OKLAB_CONES).T) @ np.array(_OKLAB_AXES).T
 
 
 @functools.lru_cache
@@ -75,20 +78,17 @@ def _color_sequence(length: int) -> tuple[tuple[int, int, int], ...]:
 
 def default_palette(num_labels: int) -> np.ndarray:
     """
-    Colours for classes that have none, as different as can be for all kinds of colour vision.
+    Colors for classes that have none, as different as possible for all kinds of color vision.
 
-    The first seven are those of Okabe and Ito. Each that follows is the one that is farthest from all before, for the
-    kind of colour vision (normal, without red, green or blue cones) for which it is nearest. A longer palette begins
-    with a shorter one. No vision tells some dozens of colours apart for certain, so the overlays also name classes.
+    The first seven are the colors of Okabe and Ito. Each further color is the farthest from all before it, for the
+    kind of color vision (normal, without red, green or blue cones) that sees it nearest. A longer palette begins with
+    a shorter one. No vision tells some dozens of colors apart for certain, so the overlays also name classes.
 
     Args:
-        num_labels: number of classes. After 1,000, colours come again.
+        num_labels: Number of classes. After 1,000, colors repeat.
 
     Returns:
         uint8 `(num_labels, 3)`, RGB.
     """
-    colors = np.array(_color_sequence(min(num_labels, MOST_COLORS)), dtype=np.uint8)
+    colors = np.array(_color_sequence(min(num_labels, _MOST_COLORS)), dtype=np.uint8)
     return np.resize(colors, (num_labels, 3))
-
-
-__all__ = ["OKABE_ITO", "default_palette"]

@@ -36,7 +36,7 @@ def seed():
 
 
 def photo(height, width, seed=0):
-    """Smooth colours, as resampling is compared on it."""
+    """Smooth colors, as resampling is compared on it."""
     small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return PIL.Image.fromarray(small).resize((width, height), PIL.Image.Resampling.BICUBIC)
 
@@ -229,23 +229,10 @@ def test_labels_that_do_not_fit_in_bytes():
         assert set(labels.unique().tolist()) <= {*np.unique(label_map).tolist(), -100}
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
-def test_images_that_are_not_rgb(mode):
-    with pytest.raises(ValueError, match=f"mode {mode}: decode_example"):
-        TrainingAugmentation()(photo(8, 8).convert(mode), np.zeros((8, 8), dtype=np.uint8))
-
-
-def test_label_map_of_another_size():
-    with pytest.raises(ValueError, match=r"shape \(8, 9\) but the image has height and width \(9, 8\)"):
-        TrainingAugmentation()(photo(9, 8), np.zeros((8, 9), dtype=np.uint8))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"crop_size": 0}, "crop_size"),
-        ({"crop_size": (1, 2, 3)}, "crop_size"),
-        ({"scale": (2048,)}, "scale"),
         ({"scale": (2048, 0)}, "scale"),
         ({"ratio_range": (2.0, 0.5)}, "ratio_range"),
         ({"ratio_range": (0.0, 0.5)}, "ratio_range"),
@@ -254,8 +241,13 @@ def test_label_map_of_another_size():
     ],
 )
 def test_arguments_out_of_range(options, message):
-    with pytest.raises(ValueError, match=f"{message} has to .*got"):
+    with pytest.raises(ValueError, match=f"^{message} must .*got"):
         TrainingAugmentation(**options)
+
+
+def test_all_arguments_out_of_range_in_one_message():
+    with pytest.raises(ValueError, match=r"^crop_size must .* got \(0, 8\)\. flip_probability must .* got 2\.$"):
+        TrainingAugmentation(crop_size=(0, 8), flip_probability=2)
 
 
 # Boundary targets

@@ -99,8 +99,8 @@ def test_reduce_labels(name, reduce_labels):
     ("name", "pair"),
     [("ade20k", (6, 48)), ("cityscapes", None), ("pascal_context_59", (5, 47)), ("pascal_context_60", (6, 48))],
 )
-def test_colours_are_unique_but_for_the_known_pair(name, pair):
-    """The published ADE20K palette, which Pascal Context borrows, has one colour twice."""
+def test_colors_are_unique_but_for_the_known_pair(name, pair):
+    """The published ADE20K palette, which Pascal Context borrows, has one color twice."""
     palette = [tuple(c) for c in load_class_list(name).palette]
     assert len(set(palette)) == len(palette) - (pair is not None)
     if pair is not None:
@@ -227,15 +227,15 @@ def test_integer_keys():
     assert class_list_from_data({0: "wall", 1: "sky"}).id2label == {0: "wall", 1: "sky"}
 
 
-def test_made_up_colours_are_distinct_and_not_black():
+def test_made_up_colors_are_distinct_and_not_black():
     palette = {tuple(c) for c in class_list_from_data([f"class {i}" for i in range(255)]).palette}
     assert len(palette) == 255
     assert (0, 0, 0) not in palette
     assert all(type(v) is int and 0 <= v <= 255 for c in palette for v in c)
 
 
-def test_made_up_colours_are_those_of_pictures():
-    """Which tests/visualization/test_visualization.py checks for the colour-blind."""
+def test_made_up_colors_are_those_of_pictures():
+    """Which tests/visualization/test_visualization.py checks for the color-blind."""
     classes = class_list_from_data({"ignore_index": 999, "classes": [{"id": i, "name": str(i)} for i in range(256)]})
     assert classes.palette[:7] == [list(color) for color in OKABE_ITO]
     assert classes.palette == default_palette(256).tolist()
@@ -280,14 +280,14 @@ def test_directory_is_not_a_file(tmp_path):
 
 @pytest.mark.parametrize("content", ["", "[", "['wall']", '{0: "wall"}', '["wall",]'])
 def test_broken_json(tmp_path, content):
-    with pytest.raises(ValueError, match=r"mine\.json' is not valid JSON: .*line 1.*Fix the file"):
+    with pytest.raises(ValueError, match=r"mine\.json' is not JSON in UTF-8: .*line 1.*Fix the file"):
         load_class_list(write(tmp_path, content))
 
 
 def test_not_text(tmp_path):
     path = tmp_path / "mine.json"
     path.write_bytes(b"\x89PNG\xff\xfe")
-    with pytest.raises(ValueError, match=r"mine\.json' is not UTF-8 text"):
+    with pytest.raises(ValueError, match=r"mine\.json' is not JSON in UTF-8: .*codec can't decode"):
         load_class_list(path)
 
 
@@ -304,32 +304,32 @@ def test_not_text(tmp_path):
         ({"classes": [{"id": 0.0, "name": "a"}]}, "0.0 is not a class id"),
         ({"classes": [{"id": True, "name": "a"}]}, "True is not a class id"),
         ({"classes": [{"id": 0}]}, 'lacks "id" or "name"'),
-        ({"classes": ["wall", {"id": 1, "name": "sky"}]}, "class entry 'wall' lacks"),
-        ({"classes": ["wall", 3]}, "class entry 'wall' lacks"),
-        ({"classes": ["wall", "wall"]}, "name 'wall' is used by classes 0 and 1"),
+        ({"classes": ["wall", {"id": 1, "name": "sky"}]}, "Class entry 'wall' lacks"),
+        ({"classes": ["wall", 3]}, "Class entry 'wall' lacks"),
+        ({"classes": ["wall", "wall"]}, "Name 'wall' is used by classes 0 and 1"),
         ({"classes": []}, "has no classes"),
         ({"classes": ["a"], "mask_colors": {"0": [0, 0, 0]}}, "mask_colors is a dict. Make it a list"),
         ({"classes": ["a"], "mask_colors": [[0, 0, 0]]}, r"mask_colors holds \[0, 0, 0\]. Write"),
         ({"classes": ["a"], "mask_colors": [{"color": [0, 0, 0]}]}, "mask_colors holds .* Write"),
-        ({"classes": ["a"], "mask_colors": [{"color": [0, 0, 256], "id": 0}]}, "Make it three integers"),
+        ({"classes": ["a"], "mask_colors": [{"color": [0, 0, 256], "id": 0}]}, "mask_colors holds .* three integers"),
         ({"classes": ["a"], "mask_colors": [{"color": [0, 0, 0], "id": 1}]}, "mask_colors holds .* Write"),
         (
             {
                 "classes": [{"id": 0, "name": "a", "color": [0, 0, 0]}],
                 "mask_colors": [{"color": [0, 0, 0], "id": None}],
             },
-            r"color \[0, 0, 0\] of mask_colors stands for another class already",
+            r"Color \[0, 0, 0\] of mask_colors already stands for another class",
         ),
         ({"classes": ["a"], "label_id_to_train_id": [0]}, "label_id_to_train_id is .* Map label ids to class ids"),
         ({"classes": ["a"], "label_id_to_train_id": {"255": "a"}}, "label_id_to_train_id maps '255' to 'a'"),
         ({"classes": ["a"], "label_id_to_train_id": {"x": 0}}, "label_id_to_train_id maps 'x' to 0"),
         ({"classes": {"0": "wall"}}, '"classes" is a dict. Make it a list'),
-        (["wall", "sky", "wall"], "name 'wall' is used by classes 0 and 2.* Rename"),
-        (["wall", " "], "the name of class 1 is ' '. Give it a non-blank string"),
-        (["wall", None], "the name of class 1 is None"),
+        (["wall", "sky", "wall"], "Name 'wall' is used by classes 0 and 2.* Rename"),
+        (["wall", " "], "The name of class 1 is ' '. Give it a non-blank string"),
+        (["wall", None], "The name of class 1 is None"),
         ([], "has no classes"),
         ({}, "has no classes"),
-        ("wall", "cannot read a str as classes. Give a list"),
+        ("wall", "A str cannot be read as classes. Give a list"),
         (
             {"classes": [{"id": 0, "name": "a", "color": [0, 0, 256]}]},
             r"color of class 0 is \[0, 0, 256\]. Make it three",
@@ -338,7 +338,7 @@ def test_not_text(tmp_path):
         ({"classes": [{"id": 0, "name": "a", "color": "#fff"}]}, "three integers"),
         (
             {"classes": [{"id": 0, "name": "a", "color": [0, 0, 0]}, {"id": 1, "name": "b"}]},
-            "no color for class 1. Give every class one",
+            "no color for class 1. Give every class a color",
         ),
         ({"classes": [{"id": 0, "name": "a"}], "ignore_index": 0}, "ignore_index 0 is also the id of class 'a'"),
         ({"classes": [{"id": 0, "name": "a"}], "ignore_index": "255"}, "ignore_index is '255'. Make it an integer"),
@@ -346,12 +346,25 @@ def test_not_text(tmp_path):
         ([f"class {i}" for i in range(256)], "ignore_index 255 is also the id of class 'class 255'"),
     ],
 )
-def test_content_that_is_no_class_list(tmp_path, data, message):
+def test_content_that_is_not_a_class_list(tmp_path, data, message):
     with pytest.raises(ValueError, match=message) as error:
         load_class_list(write(tmp_path, json.dumps(data)))
     assert "mine.json" in str(error.value)
 
 
 def test_repeated_json_key(tmp_path):
-    with pytest.raises(ValueError, match="key '0' occurs more than once"):
+    with pytest.raises(ValueError, match="Key '0' occurs more than once"):
         load_class_list(write(tmp_path, '{"0": "wall", "0": "sky"}'))
+
+
+def test_all_problems_in_one_message(tmp_path):
+    entries = [{"id": 0, "name": "a", "color": [0, 0, 256]}, {"id": 2, "name": " ", "color": [0, 0, 0]}]
+    path = write(tmp_path, {"classes": entries, "reduce_labels": "no"})
+    with pytest.raises(
+        ValueError, match=r"missing 1.*class 2 is ' '.*class 0 is \[0, 0, 256\].*reduce_labels is 'no'"
+    ):
+        load_class_list(path)
+    path = write(tmp_path, {"classes": [{"id": i, "name": ""} for i in range(9)]})
+    with pytest.raises(ValueError, match=r"The name of class 4 is .* And more\.$") as error:
+        load_class_list(path)
+    assert "class 5" not in str(error.value)

@@ -93,7 +93,7 @@ def test_modes_of_masks(mode):
     values = np.random.default_rng(0).integers(0, 2, (5, 7), dtype=np.uint8)
     if mode == "P":
         image = PIL.Image.fromarray(values).convert("P")
-        # With colours that have nothing to do with the classes.
+        # With colors that have nothing to do with the classes.
         image.putpalette([200, 10, 10, 0, 90, 0] + [7] * 762)
         assert image.mode == "P"
     elif mode == "I;16":
@@ -269,7 +269,7 @@ def test_jpeg_with_values_that_are_classes():
     row = jpeg(values)
     assert not np.array_equal(decode_example(row, many)[1], values), "the values are those of other classes"
     message = doubt_about_masks([row], many)
-    assert message.startswith("The masks that were looked at (1, such as 'j') are JPEG files")
+    assert message.startswith("The masks that were read (1, such as 'j') are JPEG files")
     assert "PNG" in message
 
 
@@ -306,7 +306,7 @@ def test_values_outside_are_shortened():
 
 
 def test_values_outside_with_reduced_labels():
-    with pytest.raises(ValueError, match=r"holds the value\(s\) 3, but .* allows 0 \(unlabelled\), 1\.\.2 and 255"):
+    with pytest.raises(ValueError, match=r"holds the value\(s\) 3, but .* allows 0 \(unlabeled\), 1\.\.2 and 255"):
         decode_label_map(np.array([[0, 3]], dtype=np.uint8), FROM_ONE)
 
 
@@ -322,8 +322,6 @@ def test_shapes_that_are_no_label_map(values):
 
 
 def test_other_things_that_are_no_label_map():
-    with pytest.raises(TypeError, match="mask is of type list: pass a PIL image"):
-        decode_label_map([[0]], THREE)
     with pytest.raises(ValueError, match="not whole numbers"):
         decode_label_map(np.array([[0.5]]), THREE)
     with pytest.raises(ValueError, match="not whole numbers"):
@@ -411,25 +409,25 @@ def test_broken_files(tmp_path, damage, which):
     content = path.read_bytes()
     path.write_bytes({"truncated": content[: len(content) // 2], "no image": b"hello", "empty": b""}[damage])
     kind = {"image": "image", "label": "mask"}[which]
-    with pytest.raises(ValueError, match=f"Can not read {kind} '.*{path.name}'.*complete image file.*skip_unreadable"):
+    with pytest.raises(ValueError, match=f"Cannot read {kind} '.*{path.name}'.*complete image file.*skip_unreadable"):
         decode_example(row, THREE)
 
 
 def test_broken_bytes_are_called_by_the_name_of_the_row():
     row = {"image": {"bytes": b"hello", "path": "elsewhere.jpg"}, "label": mask(), "name": "train-000007"}
-    with pytest.raises(ValueError, match="Can not read image 'train-000007'"):
+    with pytest.raises(ValueError, match="Cannot read image 'train-000007'"):
         decode_example(row, THREE)
 
 
 def test_missing_values():
-    with pytest.raises(ValueError, match="The image of 'n' is None: it has to be an image"):
+    with pytest.raises(ValueError, match=r"Cannot read image 'n' .*both are None.*complete image file"):
         decode_example({"image": None, "label": mask(), "name": "n"}, THREE)
-    with pytest.raises(ValueError, match="The mask of ''"):
+    with pytest.raises(ValueError, match="Cannot read mask ''"):
         decode_example({"image": photo(), "label": {"bytes": None, "path": None}}, THREE)
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(ValueError, match=r"Can not read image '.*gone\.png' \(FileNotFoundError"):
+    with pytest.raises(ValueError, match=r"Cannot read image '.*gone\.png' \(FileNotFoundError"):
         decode_example({"image": {"path": str(tmp_path / "gone.png"), "bytes": None}, "label": mask()}, THREE)
 
 
@@ -489,9 +487,9 @@ def test_error_for_white_names_the_table():
 
 def test_ignored_masks():
     message = doubt(FROM_ONE, [0], [0])
-    assert "(2, such as 'row 0') hold nothing but pixels that class list 'custom' ignores" in message
+    assert "(2, such as 'row 0') hold only pixels that class list 'custom' ignores" in message
     assert "reduce_labels" in message
-    assert "nothing but" in doubt(load_class_list("cityscapes"), [0, 1, 2])
+    assert "hold only pixels" in doubt(load_class_list("cityscapes"), [0, 1, 2])
 
 
 def test_a_look_at_good_masks_ends_with_the_first():

@@ -46,6 +46,45 @@ def test_presets_of_the_paper(name, parameters):
     assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(parameters, rel=0.05)
 
 
+@pytest.mark.parametrize("fields, stride", [({}, 8), ({"spatial_branch_channels": (64, 128)}, 4)], ids=["1/8", "1/4"])
+def test_preset_of_few_parameters(fields, stride):
+    with torch.device("meta"):
+        fields["query_grid_size"] = (384 // stride, 480 // stride)
+        model = UneptForSemanticSegmentation(
+            UneptConfig.from_preset("unept-efficientnet-lite0", num_labels=11, **fields)
+        ).eval()
+        outputs = model(torch.empty(1, 3, 384, 480))
+        maps = model.model.backbone(torch.empty(1, 3, 384, 480)).feature_maps
+    assert [384 // feature_map.shape[-2] for feature_map in maps] == [8, 16, 32]
+    assert model.model.size_divisor == 32
+    assert outputs.logits.shape == (1, 11, 384 // stride, 480 // stride)
+    learned_queries = model.model.query_embeddings.numel()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert 4.0e6 < parameters - learned_queries < 4.5e6
+
+
+@pytest.mark.parametrize(
+    "name, divisor, mean, std",
+    [
+        ("unept-resnet50", 8, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("unept-deit-base", 16, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("unept-efficientnet-lite0", 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    ],
+)
+def test_image_processor_of_a_new_model(name, divisor, mean, std):
+    with torch.device("meta"):
+        model = UneptForSemanticSegmentation(UneptConfig.from_preset(name))
+    processor = UneptImageProcessor(**model.image_processor_options())
+    assert (processor.size_divisor, processor.image_mean, processor.image_std) == (divisor, mean, std)
+
+
+def test_image_processor_of_a_backbone_of_transformers():
+    backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], out_indices=[2, 3, 4])
+    with torch.device("meta"):
+        model = UneptForSemanticSegmentation(UneptConfig(backbone_config=backbone))
+    assert model.image_processor_options() == {"size_divisor": 32}
+
+
 @pytest.mark.floor
 @pytest.mark.parametrize("mode", ["pointwise", "dense", "deformable"])
 def test_forward_backward(mode):

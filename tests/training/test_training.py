@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForSemanticSegmentation, pipeline
 
-from unept_hf import UneptConfig, UneptForSemanticSegmentation
+from unept_hf import UneptConfig, UneptForSemanticSegmentation, UneptImageProcessor
 from unept_hf.data.class_lists import available_class_lists, class_list_from_data, load_class_list
 from unept_hf.synthetic.scenes import synthetic_scene
 from unept_hf.training import building, trainer
@@ -738,6 +738,31 @@ def test_from_a_trained_model_to_other_classes(tmp_path, caplog):
     assert second["classifier.weight"].shape[0] == 3
     assert torch.equal(first["model.query_embeddings"], second["model.query_embeddings"])
     assert AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "second" / "model").config.id2label[1] == "cat"
+
+
+def test_pixels_are_normalized_as_the_model_knows_them(tmp_path):
+    run(tmp_path / "new", max_steps=1, evaluate=False)
+    new = UneptImageProcessor.from_pretrained(tmp_path / "new" / "model")
+    assert (new.image_mean, new.image_std) == ((0.5,) * 3, (0.5,) * 3), "as timm has it for the backbone"
+    new.image_mean = [0.1, 0.2, 0.3]
+    new.save_pretrained(tmp_path / "new" / "model")
+    trained = {"model_name_or_path": tmp_path / "new" / "model", "config_overrides": None}
+    run(tmp_path / "again", max_steps=1, evaluate=False, **trained)
+    again = UneptImageProcessor.from_pretrained(tmp_path / "again" / "model")
+    assert (again.image_mean, again.image_std) == ((0.1, 0.2, 0.3), (0.5,) * 3)
+
+
+def test_a_training_goes_on_with_its_normalization(tmp_path):
+    """Checkpoints of earlier versions do not name it: their trainings normalized as for ImageNet."""
+    options = {"evaluate": False, "resume_from_checkpoint": "latest"}
+    for step, names_it, expected in ((1, True, 0.5), (2, True, 0.5), (3, False, 0.485), (4, True, 0.485)):
+        if not names_it:
+            checkpoint = tmp_path / f"checkpoint-{step - 1}" / "checkpoint.json"
+            content = json.loads(checkpoint.read_text())
+            del content["image_mean"], content["image_std"]
+            checkpoint.write_text(json.dumps(content))
+        run(tmp_path, max_steps=step, **options)
+        assert UneptImageProcessor.from_pretrained(tmp_path / "model").image_mean[0] == expected
 
 
 def test_overrides_that_change_a_trained_model_are_told(tmp_path, caplog):

@@ -107,7 +107,7 @@ def load_model(name: str, arguments: argparse.Namespace, allow_preset: bool = Fa
         from .. import UneptForSemanticSegmentation, UneptImageProcessor
 
         model = UneptForSemanticSegmentation.from_preset(name)
-        return model.eval(), UneptImageProcessor(size_divisor=model.model.size_divisor)
+        return model.eval(), UneptImageProcessor(**model.image_processor_options())
     # Otherwise a slip would be looked up on the Hub.
     is_hub_name = not path.exists() and re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)
     if not is_hub_name and not (path / "config.json").is_file():

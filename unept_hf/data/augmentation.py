@@ -1,7 +1,7 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
 The training augmentation of the paper (section 4.2), that of MMSegmentation: resize by a random ratio, random crop,
-flip, photometric distortion, normalisation, padding; and the boundary targets of the crop.
+flip, photometric distortion, normalization, padding; and the boundary targets of the crop.
 
 Random numbers come from PyTorch's global generator.
 """
@@ -49,7 +49,7 @@ class RandomRatioResize(v2.Transform):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if not isinstance(inpt, tv_tensors.Mask):
             return F.resize(inpt, params["size"], antialias=True)
-        # As a mask it would be sampled at the corners of its pixels, while images are at the centres.
+        # As a mask it would be sampled at the corners of its pixels, while images are at the centers.
         labels = inpt.as_subclass(Tensor)[None]
         labels = F.resize(labels, params["size"], interpolation=v2.InterpolationMode.NEAREST_EXACT)[0]
         return tv_tensors.wrap(labels, like=inpt)
@@ -57,13 +57,13 @@ class RandomRatioResize(v2.Transform):
 
 class RandomCropWithMaxRatio(v2.Transform):
     """
-    Crops a random window, or what there is of it where the image is smaller. A window is drawn again, up to 10 times,
-    while one class fills `max_ratio` or more of its labelled pixels.
+    Crops a random window, or a smaller one where the image is smaller. A window is drawn again, up to 10 times,
+    while one class fills `max_ratio` or more of its labeled pixels.
 
     Args:
         size: (height, width) in pixels.
         max_ratio: Between 0 and 1. 1 takes any window.
-        ignore_index: Label of unlabelled pixels.
+        ignore_index: Label of unlabeled pixels.
     """
 
     tries = 10
@@ -100,14 +100,14 @@ class RandomCropWithMaxRatio(v2.Transform):
 
 class PhotometricDistortion(v2.Transform):
     """
-    Distorts the colours of an image as SSD does and MMSegmentation after it: a shift of the brightness, a factor on
+    Distorts the colors of an image as SSD and MMSegmentation do: a shift of the brightness, a factor on
     the contrast (before or after the rest), one on the saturation and a turn of the hue, each with probability 1/2.
 
-    torchvision's `RandomPhotometricDistort` is another one: it scales the brightness, stretches the contrast about the
-    mean, blends with gray where this one changes the saturation of HSV, and permutes the channels.
+    torchvision's `RandomPhotometricDistort` differs: it scales the brightness, stretches the contrast about the mean,
+    blends with gray instead of changing the saturation of HSV, and permutes the channels.
 
     Args:
-        brightness: Largest shift, in grey levels of 255.
+        brightness: Largest shift, in gray levels of 255.
         contrast: Least and largest factor.
         saturation: Least and largest factor.
         hue: Largest turn, in degrees.
@@ -163,15 +163,15 @@ def _scale_saturation(image: Tensor, factor: float) -> Tensor:
     """Multiplies the saturation of HSV, up to 1. Hue and value stay. `(3, height, width)`, [0, 1]."""
     low, value = image.aminmax(dim=0)
     chroma = value - low
-    # At most what takes the lowest channel to 0. Grey pixels have no saturation to scale.
-    factor = torch.where(chroma > 0, torch.clamp(value / chroma, max=factor), 1)
-    return torch.lerp(value, image, factor).clamp_(0, 1)
+    # At most what takes the lowest channel to 0. Gray pixels have no saturation to scale.
+    factors = torch.where(chroma > 0, torch.clamp(value / chroma, max=factor), 1)
+    return torch.lerp(value, image, factors).clamp_(0, 1)
 
 
 class TrainingAugmentation:
     """
-    From an image and its label map to what the model is trained on. One thread does a crop of 480 x 480 in
-    hundredths of a second (`benchmarks/data_pipeline.py`).
+    Makes a training example from an image and its label map. One thread makes a crop of 480 x 480 in hundredths of a
+    second (`benchmarks/data_pipeline.py`).
 
     Args:
         crop_size: Side of the square crop, or its (height, width), in pixels.
@@ -182,14 +182,14 @@ class TrainingAugmentation:
         photometric_distortion: Whether to apply `PhotometricDistortion`.
         image_mean: Mean of each channel, for pixels in [0, 1].
         image_std: Standard deviation of each channel, for pixels in [0, 1].
-        ignore_index: Label of unlabelled pixels in the label maps, and of padding.
+        ignore_index: Label of unlabeled pixels in the label maps, and of padding.
         boundary_targets: Whether to make the targets of the boundary heads.
         max_boundary_distance: See `max_distance` of `boundary_targets`.
         ignore_unlabelled: See `boundary_targets`.
         min_class_pixels: See `boundary_targets`.
 
     Raises:
-        ValueError: for arguments out of range.
+        ValueError: for arguments out of range, which may come from a command line; all of them are in one message.
     """
 
     def __init__(
@@ -208,17 +208,19 @@ class TrainingAugmentation:
         ignore_unlabelled: bool = True,
         min_class_pixels: int = 0,
     ):
-        crop_size = (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size)
-        if len(crop_size) != 2 or min(crop_size) < 1:
-            raise ValueError(f"crop_size has to be a positive number or a (height, width) pair, got {crop_size}.")
-        if scale is not None and (len(scale) != 2 or min(scale) < 1):
-            raise ValueError(f"scale has to be a pair of positive lengths in pixels, got {scale}.")
-        if len(ratio_range) != 2 or not 0 < ratio_range[0] <= ratio_range[1]:
-            raise ValueError(f"ratio_range has to be (least, largest) with 0 < least <= largest, got {ratio_range}.")
-        for name, value in (("cat_max_ratio", cat_max_ratio), ("flip_probability", flip_probability)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} has to lie within [0, 1], got {value}.")
-        self.crop_size = crop_size
+        height, width = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
+        requirements = {
+            f"crop_size must be a positive number or (height, width), got {crop_size}.": min(height, width) >= 1,
+            f"scale must be two positive lengths in pixels, got {scale}.": scale is None or min(scale) >= 1,
+            f"ratio_range must be (least, largest) with 0 < least <= largest, got {ratio_range}.": (
+                0 < ratio_range[0] <= ratio_range[1]
+            ),
+            f"cat_max_ratio must lie within [0, 1], got {cat_max_ratio}.": 0 <= cat_max_ratio <= 1,
+            f"flip_probability must lie within [0, 1], got {flip_probability}.": 0 <= flip_probability <= 1,
+        }
+        if not all(requirements.values()):
+            raise ValueError(" ".join(problem for problem, is_met in requirements.items() if not is_met))
+        self.crop_size = height, width
         self.ignore_index = ignore_index
         self.boundary_options = None
         if boundary_targets:
@@ -231,7 +233,7 @@ class TrainingAugmentation:
         self.transforms = v2.Compose(
             [
                 *([] if scale is None else [RandomRatioResize(scale, ratio_range)]),
-                RandomCropWithMaxRatio(crop_size, cat_max_ratio, ignore_index),
+                RandomCropWithMaxRatio(self.crop_size, cat_max_ratio, ignore_index),
                 v2.RandomHorizontalFlip(flip_probability),
                 *([PhotometricDistortion()] if photometric_distortion else []),
                 v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64}, scale=True),
@@ -243,7 +245,7 @@ class TrainingAugmentation:
     def from_config(cls, config, image_processor, **kwargs) -> "TrainingAugmentation":
         """
         The augmentation that goes with a model: boundary targets as the model would compute them from the labels, and
-        pixels normalised as its image processor does.
+        pixels normalized as its image processor does.
 
         Args:
             config: `UneptConfig` of the model.
@@ -268,20 +270,10 @@ class TrainingAugmentation:
             label_map: `(height, width)` of the image, integers: classes and `ignore_index`.
 
         Returns:
-            `pixel_values` float32 `(3, *crop_size)`, padded with 0 (the mean colour) at the bottom and right; `labels`
+            `pixel_values` float32 `(3, *crop_size)`, padded with 0 (the mean color) at the bottom and right; `labels`
             int64 `crop_size`, padded with `ignore_index`; and with boundary targets `boundary_map` and
             `direction_map`, int64 `crop_size`, see `unept_hf.model.boundary.boundary_targets`.
-
-        Raises:
-            ValueError: for an image that is not RGB, and a label map of another size.
         """
-        if image.mode != "RGB":
-            raise ValueError(f"The image has mode {image.mode}: decode_example and image.convert('RGB') give RGB.")
-        if label_map.shape != (image.height, image.width):
-            raise ValueError(
-                f"The label map has shape {label_map.shape} but the image has height and width "
-                f"{(image.height, image.width)}: pass the label map of the image."
-            )
         pixels = tv_tensors.Image(F.pil_to_tensor(image))
         pixels, mask = self.transforms(pixels, tv_tensors.Mask(torch.from_numpy(np.array(label_map))))
         padding = [0, 0, *(full - side for full, side in zip(self.crop_size[::-1], mask.shape[::-1]))]

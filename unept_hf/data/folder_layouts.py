@@ -1,5 +1,5 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""Where the well-known data sets, and folders of images and masks, keep which image and which mask."""
+"""Pairs of image and mask files in the folders of the well-known data sets, and in folders of a user."""
 
 import os
 from pathlib import Path
@@ -29,8 +29,8 @@ class FilePairs(NamedTuple):
         names: What identifies each pair, such as `ADE_val_00000001`.
         images: The image files.
         masks: The mask file of each image.
-        unpaired: The files that have no counterpart.
-        expectation: What a counterpart has to look like, for messages.
+        unpaired: The files without a counterpart.
+        expectation: Where files and their counterparts belong, for messages.
     """
 
     names: list[str]
@@ -41,34 +41,34 @@ class FilePairs(NamedTuple):
 
 
 def split_spellings(split: str) -> tuple[str, ...]:
-    """The names that a split goes by, the given one first: "val" gives "val", "validation" and "valid"."""
+    """The names of a split, the given name first: "val" gives "val", "validation" and "valid"."""
     for spellings in _SPLIT_SPELLINGS:
         if split in spellings:
             return (split, *(spelling for spelling in spellings if spelling != split))
     return (split,)
 
 
-def ade20k_files(data_dir: "str | os.PathLike", split: str) -> FilePairs:
+def ade20k_files(data_dir: str | os.PathLike, split: str) -> FilePairs:
     """
     ADE20K as released for the scene parsing challenge: `images/{training,validation}/*.jpg` and
     `annotations/{training,validation}/*.png` in `ADEChallengeData2016`.
 
     Raises:
-        ValueError: for a split without annotations, and for folders that are missing or empty.
+        ValueError: for a split without annotations, and for missing folders.
     """
     folder = _known_split("ade20k", split, ("training", "validation"))
     images = _folder(data_dir, "images", folder, what="ADE20K (the folder ADEChallengeData2016)")
     masks = _folder(data_dir, "annotations", folder, what="ADE20K (the folder ADEChallengeData2016)")
-    return _pairs(_files(images, ".jpg"), _files(masks, ".png"), f"{masks}/NAME.png for {images}/NAME.jpg", images)
+    return _pairs(_files(images, ".jpg"), _files(masks, ".png"), f"{masks}/NAME.png for {images}/NAME.jpg")
 
 
-def cityscapes_files(data_dir: "str | os.PathLike", split: str) -> FilePairs:
+def cityscapes_files(data_dir: str | os.PathLike, split: str) -> FilePairs:
     """
     Cityscapes as released: `leftImg8bit/{train,val}/CITY/*_leftImg8bit.png` and
     `gtFine/{train,val}/CITY/*_gtFine_labelIds.png`.
 
     Raises:
-        ValueError: for a split without annotations, and for folders that are missing or empty.
+        ValueError: for a split without annotations, and for missing folders.
     """
     folder = _known_split("cityscapes", split, ("train", "val"))
     images = _folder(data_dir, "leftImg8bit", folder, what="Cityscapes (leftImg8bit and gtFine)")
@@ -77,18 +77,17 @@ def cityscapes_files(data_dir: "str | os.PathLike", split: str) -> FilePairs:
         _files(images, "_leftImg8bit.png"),
         _files(masks, "_gtFine_labelIds.png"),
         f"{masks}/CITY/NAME_gtFine_labelIds.png for {images}/CITY/NAME_leftImg8bit.png",
-        images,
     )
 
 
-def pascal_context_files(data_dir: "str | os.PathLike", split: str) -> FilePairs:
+def pascal_context_files(data_dir: str | os.PathLike, split: str) -> FilePairs:
     """
     PASCAL-Context in the layout of MMSegmentation, `VOCdevkit/VOC2010`: `JPEGImages/*.jpg`, the masks that its
     converter writes into `SegmentationClassContext/*.png` (0 background, 1 to 59 the classes), and the names of a
     split in `ImageSets/SegmentationContext/{train,val}.txt`.
 
     Raises:
-        ValueError: for a split without annotations, for folders and lists that are missing, and for an empty list.
+        ValueError: for a split without annotations, and for missing folders and missing or empty lists.
     """
     split = _known_split("pascal_context", split, ("train", "val"))
     what = "PASCAL-Context (the folder VOCdevkit/VOC2010)"
@@ -98,7 +97,7 @@ def pascal_context_files(data_dir: "str | os.PathLike", split: str) -> FilePairs
     return _listed_pairs(listing, images, ".jpg", masks, ".png", what)
 
 
-def camvid_files(data_dir: "str | os.PathLike", split: str) -> FilePairs:
+def camvid_files(data_dir: str | os.PathLike, split: str) -> FilePairs:
     """
     CamVid in one of three layouts, with the splits train, val and test:
 
@@ -108,7 +107,7 @@ def camvid_files(data_dir: "str | os.PathLike", split: str) -> FilePairs:
       names of a split in `train.txt`, which may also be paths, as in SegNet's lists.
 
     Raises:
-        ValueError: for another split, for folders and lists that are missing, and for an empty list.
+        ValueError: for another split, and for missing folders and missing or empty lists.
     """
     split = _known_split("camvid", split, ("train", "val", "test"))
     what = "CamVid (train and trainannot, train and train_labels, or 701_StillsRaw_full and LabeledApproved_full)"
@@ -122,19 +121,20 @@ def camvid_files(data_dir: "str | os.PathLike", split: str) -> FilePairs:
     else:
         masks, ending = _folder(base, f"{split}annot", what=what), ".png"
     expectation = f"{masks}/NAME{ending} for {images}/NAME.png"
-    return _pairs(_files(images, ".png"), _files(masks, ending), expectation, images)
+    return _pairs(_files(images, ".png"), _files(masks, ending), expectation)
 
 
 def _listed_pairs(
     listing: Path, images: Path, image_ending: str, masks: Path, mask_ending: str, what: str
 ) -> FilePairs:
-    """The pairs that a file names, one a line. Of a path it is the name of the file, of several paths the first."""
-    if not listing.is_file():
-        raise ValueError(f"There is no file '{listing}': {what} names the images of the split in it, one a line.")
-    lines = [line.split() for line in listing.read_text(encoding="utf-8").splitlines()]
-    names = [words[0].rpartition("/")[2].removesuffix(image_ending) for words in lines if words]
+    """The pairs that a file names, one a line. A path stands for the name of its file, and the first path counts."""
+    text = listing.read_text(encoding="utf-8") if listing.is_file() else ""
+    names = [
+        line.split()[0].rpartition("/")[2].removesuffix(image_ending) for line in text.splitlines() if line.split()
+    ]
     if not names:
-        raise ValueError(f"File '{listing}' is empty: it has to name the images of the split, one a line.")
+        problem = "is empty" if listing.is_file() else "does not exist"
+        raise ValueError(f"File '{listing}' {problem}: {what} names the images of the split there, one a line.")
     image_files = {name: images / f"{name}{image_ending}" for name in names}
     mask_files = {name: masks / f"{name}{mask_ending}" for name in names}
     found = [name for name in image_files if image_files[name].is_file() and mask_files[name].is_file()]
@@ -149,10 +149,10 @@ def _listed_pairs(
 
 
 def image_folder_files(
-    data_dir: "str | os.PathLike | None",
+    data_dir: str | os.PathLike | None,
     split: str,
-    image_dir: "str | os.PathLike | None" = None,
-    label_dir: "str | os.PathLike | None" = None,
+    image_dir: str | os.PathLike | None = None,
+    label_dir: str | os.PathLike | None = None,
     label_suffix: str | None = None,
 ) -> FilePairs:
     """
@@ -163,62 +163,63 @@ def image_folder_files(
     `image_dir` and `label_dir`. Without such sub-folders there is one split, "train".
 
     Args:
-        data_dir: What `image_dir` and `label_dir` are relative to. `None` stands for the working directory.
+        data_dir: The folder that `image_dir` and `label_dir` are relative to; by default the working directory.
         split: "train", "validation" (also "val") or any other name of a sub-folder.
         image_dir: Folder of the images; "images" unless given.
         label_dir: Folder of the masks; "masks" unless given.
-        label_suffix: What the names of masks have more than those of their images: "_L" for `NAME_L.png`.
+        label_suffix: The end of the name of a mask after the name of its image: "_L" for `NAME_L.png`.
 
     Raises:
-        ValueError: for folders that are missing, or hold no images, for a split in one of the two only, and for two
-            files of the same name but for the suffix.
+        ValueError: for missing folders, for a split in only one of the two folders, and for two files of the same
+            name with different suffixes.
     """
-    if data_dir is None and (image_dir is None or label_dir is None):
-        raise ValueError(
-            "dataset_name='image_folders' needs data_dir (a folder with sub-folders images and masks), or image_dir "
-            "and label_dir."
-        )
     base, image_dir, label_dir = (
         Path(folder).expanduser() for folder in (data_dir or ".", image_dir or "images", label_dir or "masks")
     )
     names = split_spellings(split)
-    candidates = [(base / image_dir / name, base / label_dir / name) for name in names]
     has_placeholder = "{split}" in f"{image_dir}{label_dir}"
-    if has_placeholder:
-        candidates = [
-            (base / str(image_dir).replace("{split}", name), base / str(label_dir).replace("{split}", name))
-            for name in names
-        ]
+    patterns = [(image_dir, label_dir)] if has_placeholder else [(image_dir / "{split}", label_dir / "{split}")]
     # Joined to an absolute path the name of the split would vanish.
-    elif not image_dir.is_absolute() and not label_dir.is_absolute():
-        candidates += [(base / name / image_dir, base / name / label_dir) for name in names]
-    images, masks = next((pair for pair in candidates if pair[0].is_dir() and pair[1].is_dir()), (None, None))
-    if images is None:
+    if not has_placeholder and not image_dir.is_absolute() and not label_dir.is_absolute():
+        patterns.append(("{split}" / image_dir, "{split}" / label_dir))
+    candidates = [
+        (base / str(images).replace("{split}", name), base / str(masks).replace("{split}", name))
+        for images, masks in patterns
+        for name in names
+    ]
+    complete = [pair for pair in candidates if all(map(Path.is_dir, pair))]
+    if complete:
+        images, masks = complete[0]
+    else:
         images, masks = base / image_dir, base / label_dir
-        if has_placeholder:  # the spelling of which there is most
+        if has_placeholder:  # the spelling with the most folders
             images, masks = max(candidates, key=lambda pair: sum(map(Path.is_dir, pair)))
-        for folder, option in ((images, "image_dir"), (masks, "label_dir")):
-            if not folder.is_dir():
-                raise ValueError(f"There is no folder '{folder}': set data_dir and {option}. {_what_is_in(base)}")
-        halves = [sorted(pair, key=Path.is_dir) for pair in candidates if pair[0].is_dir() or pair[1].is_dir()]
-        if halves:
-            missing, found = halves[0]
-            raise ValueError(
-                f"There is no folder '{missing}', but there is '{found}': a split needs a folder of images and one "
-                "of masks. Add or rename the missing one."
+        missing = [
+            (path, option) for path, option in ((images, "image_dir"), (masks, "label_dir")) if not path.is_dir()
+        ]
+        halves = [sorted(pair, key=Path.is_dir) for pair in candidates if any(map(Path.is_dir, pair))]
+        problem = None
+        if missing:
+            problem = f"There is no folder '{missing[0][0]}': set data_dir and {missing[0][1]}. {_what_is_in(base)}"
+        elif halves:
+            problem = (
+                f"There is no folder '{halves[0][0]}', but there is '{halves[0][1]}': a split needs both. Add or "
+                "rename the missing folder."
             )
-        if "train" not in split_spellings(split):
-            raise ValueError(
+        elif "train" not in names:
+            problem = (
                 f"'{candidates[0][0]}' and '{candidates[0][1]}' do not both exist, so there is only one split, "
                 f"'train', not '{split}'. Make sub-folders train and validation of both folders, or split the "
                 "examples of 'train'."
             )
+        if problem:
+            raise ValueError(problem)
     suffixes = tuple(PIL.Image.registered_extensions())
     expectation = f"a file of the same name, but for the suffix, in {images} and in {masks}"
     if label_suffix:
         expectation = f"a mask NAME{label_suffix} and a suffix such as .png in {masks} for NAME in {images}"
     mask_files = _files(masks, *(f"{label_suffix or ''}{suffix}" for suffix in suffixes))
-    return _pairs(_files(images, *suffixes), mask_files, expectation, images)
+    return _pairs(_files(images, *suffixes), mask_files, expectation)
 
 
 def _known_split(data_set: str, split: str, known: tuple[str, ...]) -> str:
@@ -236,11 +237,13 @@ def _what_is_in(folder: Path) -> str:
     return f"'{folder}' holds {', '.join(entries[:8]) or 'nothing'}{', ...' if len(entries) > 8 else ''}."
 
 
-def _folder(data_dir: "str | os.PathLike", *parts: str, what: str) -> Path:
+def _folder(data_dir: str | os.PathLike, *parts: str, what: str) -> Path:
     data_dir = Path(data_dir).expanduser()
     folder = data_dir.joinpath(*parts)
     if not folder.is_dir():
-        raise ValueError(f"There is no folder '{folder}': data_dir has to be that of {what}. {_what_is_in(data_dir)}")
+        raise ValueError(
+            f"There is no folder '{folder}': data_dir must be the folder of {what}. {_what_is_in(data_dir)}"
+        )
     return folder
 
 
@@ -256,15 +259,13 @@ def _files(folder: Path, *endings: str) -> dict[str, str]:
             key = Path(os.path.relpath(path, folder)).as_posix()[: -len(ending)]
             if key in files:
                 raise ValueError(
-                    f"'{files[key]}' and '{path}' differ in the suffix only, so the pair is not clear. Keep one."
+                    f"'{files[key]}' and '{path}' differ only in the suffix, so the pair is not clear. Keep one."
                 )
             files[key] = path
     return files
 
 
-def _pairs(images: dict[str, str], masks: dict[str, str], expectation: str, folder: Path) -> FilePairs:
-    if not images:
-        raise ValueError(f"Folder '{folder}' holds no images. Expected {expectation}.")
+def _pairs(images: dict[str, str], masks: dict[str, str], expectation: str) -> FilePairs:
     names = sorted(images.keys() & masks.keys())
     unpaired = [images[name] for name in sorted(images.keys() - masks.keys())]
     unpaired += [masks[name] for name in sorted(masks.keys() - images.keys())]

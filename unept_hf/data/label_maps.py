@@ -1,5 +1,5 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""Examples of a segmentation data set as image and label map: opened, checked, and with the rule of its class list."""
+"""Rows of a segmentation data set, decoded to an image and a label map by the rules of a class list."""
 
 import io
 import os
@@ -19,7 +19,7 @@ __all__ = ["decode_example", "decode_label_map", "doubt_about_masks"]
 
 _NO_CLASS = np.iinfo(np.int64).min
 _JPEG = ("JPEG", "MPO")
-# What Pillow calls the formats that change the values of pixels, some of them unless told not to.
+# Pillow's names of formats that change the values of pixels, some of them only by default.
 _LOSSY = (*_JPEG, "AVIF", "JPEG2000", "WEBP")
 
 
@@ -28,7 +28,7 @@ def decode_label_map(mask: "PIL.Image.Image | np.ndarray", class_list: ClassList
     Class ids from the pixels of an annotation.
 
     The class list says how they are stored: by a `label_id_to_train_id` table (Cityscapes), from 1 on with 0 for
-    unlabelled (`reduce_labels`; ADE20K), or as they are; and what the colors of a color mask mean (`mask_colors`).
+    unlabeled (`reduce_labels`; ADE20K), or unchanged; and what the colors of a color mask mean (`mask_colors`).
 
     Args:
         mask: A PIL image with one channel (palettes are left as indices), or an array `(height, width)` of whole
@@ -41,38 +41,42 @@ def decode_label_map(mask: "PIL.Image.Image | np.ndarray", class_list: ClassList
         `(height, width)` of 0..n-1 and `class_list.ignore_index`: uint8 if that holds them, else int32.
 
     Raises:
-        TypeError: for anything else than an image or an array.
-        ValueError: for numbers with fractions, and for values and colors that stand for no class.
+        ValueError: for values and colors that stand for no class, numbers with fractions, transparent pixels, and a
+            mask of another shape or mode. The message names the mask, what was found and the remedy.
     """
     where = f"mask '{name}'" if name else "mask"
     file_format = getattr(mask, "format", None)
     cause = ""
     if file_format in _LOSSY:
         cause = f" It is a {file_format} file, a format that can change the values of pixels: export the masks as PNG."
-    mask = _pixels(mask, class_list, where)
+    pixels = _pixels(mask, class_list, where)
+    if pixels.dtype == bool:
+        pixels = pixels.astype(np.uint8)
+    if np.issubdtype(pixels.dtype, np.floating) and np.array_equal(pixels, np.round(pixels)):
+        pixels = pixels.astype(np.int64)
     fits_in_bytes = len(class_list) <= 256 and 0 <= class_list.ignore_index <= 255
-    dtype = np.uint8 if fits_in_bytes else np.int32
-    if mask.ndim == 3:
-        classes = _classes_of_colors(mask, class_list)
+    dtype = np.dtype(np.uint8 if fits_in_bytes else np.int32)
+    problem = None
+    if pixels.ndim == 3:
+        classes = _classes_of_colors(pixels, class_list)
         if (classes == _NO_CLASS).any():
-            raise ValueError(_explain_colors(where, mask, classes == _NO_CLASS, class_list) + cause)
-        return classes.astype(dtype)
-    if mask.dtype == bool:
-        mask = mask.astype(np.uint8)
-    if np.issubdtype(mask.dtype, np.floating) and np.array_equal(mask, np.round(mask)):
-        mask = mask.astype(np.int64)
-    if not np.issubdtype(mask.dtype, np.integer):
-        raise ValueError(f"{where} holds {mask.dtype} values that are not whole numbers: class ids have to be.")
-
-    # Looking up all bytes in a table is much cheaper than finding out which of them occur.
-    values = np.arange(256) if mask.dtype == np.uint8 else np.unique(mask).astype(np.int64)
-    positions = mask if mask.dtype == np.uint8 else np.searchsorted(values, mask)
-    classes = _classes_of(values, class_list)
-    has_no_class = classes == _NO_CLASS
-    if has_no_class[positions].any():
-        bad = [int(value) for value in values[has_no_class] if (mask == value).any()]
-        raise ValueError(_explain_values(where, bad, class_list) + cause)
-    return classes.astype(dtype)[positions]
+            problem = _explain_colors(pixels, classes == _NO_CLASS, class_list)
+    elif not np.issubdtype(pixels.dtype, np.integer):
+        problem = f"holds {pixels.dtype} values that are not whole numbers: class ids must be whole numbers."
+    else:
+        # Looking up all bytes in a table is much cheaper than finding out which of them occur.
+        is_bytes = pixels.dtype == np.uint8
+        values = np.arange(256) if is_bytes else np.unique(pixels).astype(np.int64)
+        positions = pixels if is_bytes else np.searchsorted(values, pixels)
+        classes_of_values = _classes_of(values, class_list)
+        has_no_class = classes_of_values == _NO_CLASS
+        if has_no_class[positions].any():
+            bad = [int(value) for value in values[has_no_class] if (pixels == value).any()]
+            problem = _explain_values(bad, class_list)
+        classes = classes_of_values.astype(dtype)[positions]
+    if problem is not None:
+        raise ValueError(f"{where} {problem}{cause}")
+    return classes.astype(dtype, copy=False)
 
 
 def decode_example(example: dict[str, Any], class_list: ClassList) -> tuple[PIL.Image.Image, np.ndarray]:
@@ -89,7 +93,7 @@ def decode_example(example: dict[str, Any], class_list: ClassList) -> tuple[PIL.
         its label map as `decode_label_map` returns it.
 
     Raises:
-        ValueError: for files that can not be read, images of floating point pixels, masks as in `decode_label_map`,
+        ValueError: for files that cannot be read, images of floating point pixels, masks as in `decode_label_map`,
             and an image and a mask of different sizes. The message names the file.
     """
     name = example.get("name") or ""
@@ -99,8 +103,8 @@ def decode_example(example: dict[str, Any], class_list: ClassList) -> tuple[PIL.
         pixels = image_to_tensor(image, name=f"image '{image_name}'")
         if pixels.is_floating_point():
             raise ValueError(
-                f"image '{image_name}' has floating point pixels (mode '{image.mode}'), of which the range is not "
-                "known: save it with 8 or 16 bit integers."
+                f"image '{image_name}' has floating point pixels (mode '{image.mode}') in an unknown range: save it "
+                "with 8 or 16 bit integers."
             )
         image = PIL.Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     label_map = decode_label_map(mask, class_list, mask_name)
@@ -110,7 +114,7 @@ def decode_example(example: dict[str, Any], class_list: ClassList) -> tuple[PIL.
             f"mask '{mask_name}' has size {label_map.shape} (height, width) but image '{image_name}' has "
             f"{(image.height, image.width)}: each pixel of the image needs one label. "
             + (
-                "One of them may have an EXIF orientation that the other was not made for: turn and save it again."
+                "One of them may have an EXIF orientation that the other lacks: turn and save it again."
                 if turned
                 else "Resize the mask (nearest) to its image, or pair it with the right one."
             )
@@ -120,17 +124,17 @@ def decode_example(example: dict[str, Any], class_list: ClassList) -> tuple[PIL.
 
 def doubt_about_masks(examples: Iterable[dict[str, Any]], class_list: ClassList) -> str | None:
     """
-    What is odd about the masks of all these examples: that they are JPEG files, that they are black and white and the
-    class list ignores the white, or that nothing in them counts.
+    What is odd about the masks of all these examples: they are JPEG files, they are black and white and the class list
+    ignores the white, or the class list ignores all of their pixels.
 
-    Reads no more of them than it has to: of good masks one.
+    Reads no more masks than needed: of good masks one.
 
     Args:
-        examples: Rows as for `decode_example`, of which only `label` and `name` are looked at.
+        examples: Rows as for `decode_example`; only their `label` and `name` are read.
         class_list: The classes and their rule.
 
     Returns:
-        A sentence that names a mask and the remedy, or `None` where nothing is odd, or where a mask can not be read.
+        A sentence that names a mask and the remedy, or `None` where nothing is odd, or where a mask cannot be read.
     """
     first, count = "", 0
     is_black_and_white, has_white, is_ignored = True, False, True
@@ -138,34 +142,34 @@ def doubt_about_masks(examples: Iterable[dict[str, Any]], class_list: ClassList)
         try:
             mask, name = _open(example["label"], "mask", example.get("name") or "")
             label_map = decode_label_map(mask, class_list, name)
-        except (TypeError, ValueError):
+        except ValueError:
             return None
         if getattr(mask, "format", None) in _JPEG:
             return (
-                f"The masks that were looked at ({count + 1}, such as '{name}') are JPEG files, a format that changes "
+                f"The masks that were read ({count + 1}, such as '{name}') are JPEG files, a format that changes "
                 "the values of pixels, so some may stand for a wrong class. Export the masks as PNG."
             )
-        mask = _pixels(mask, class_list, name)
-        is_white = mask == 255
+        pixels = _pixels(mask, class_list, name)
+        is_white = pixels == 255
         has_white = has_white or bool(is_white.any())
-        is_black_and_white = is_black_and_white and mask.ndim == 2 and bool((is_white | (mask == 0)).all())
+        is_black_and_white = is_black_and_white and pixels.ndim == 2 and bool((is_white | (pixels == 0)).all())
         is_ignored = is_ignored and bool((label_map == class_list.ignore_index).all())
         if not (is_black_and_white or is_ignored):
             return None
         first, count = first or name, count + 1
 
-    # Masks of 0 alone may show one class and nothing else. White that is no class is an error where it is read.
+    # Masks of 0 alone may show a single class. White that stands for no class is an error where it is read.
     is_white_ignored = has_white and _classes_of(np.array([255]), class_list)[0] == class_list.ignore_index
     if is_black_and_white and is_white_ignored and len(class_list) > 1:
         return (
-            f"The masks that were looked at ({count}, such as '{first}') hold only 0 and 255, but class list "
+            f"The masks that were read ({count}, such as '{first}') hold only 0 and 255, but class list "
             f"'{class_list.name}' has {len(class_list)} classes, and 255 is ignored there. If it marks a class, say "
             f'which in the file of the class list, beside "classes", such as {_table_with(255)}, or store the id of '
             "the class instead."
         )
     if is_ignored and count:
         return (
-            f"The masks that were looked at ({count}, such as '{first}') hold nothing but pixels that class list "
+            f"The masks that were read ({count}, such as '{first}') hold only pixels that class list "
             f"'{class_list.name}' ignores. Check that these are the right masks, and ignore_index, reduce_labels and "
             "label_id_to_train_id in the class list."
         )
@@ -174,56 +178,49 @@ def doubt_about_masks(examples: Iterable[dict[str, Any]], class_list: ClassList)
 
 def _pixels(mask: "PIL.Image.Image | np.ndarray", class_list: ClassList, where: str) -> np.ndarray:
     """The pixels of a mask, without an alpha channel: `(height, width)`, or `(height, width, 3)` of colors."""
+    pixels = np.asarray(mask)
+    found, is_known = f"shape {pixels.shape}", True
     if isinstance(mask, PIL.Image.Image):
-        if len(mask.getbands()) > 1 and mask.mode not in ("LA", "RGB", "RGBA"):
-            raise ValueError(f"{where} has mode {mask.mode}: it needs one channel of class ids, (height, width).")
-        mask = np.asarray(mask)
-    if not isinstance(mask, np.ndarray):
-        raise TypeError(f"{where} is of type {type(mask).__name__}: pass a PIL image or a NumPy array.")
-    pixels = mask
-    if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
-        transparent = np.count_nonzero(pixels[..., -1] != 255)
-        if transparent:
-            raise ValueError(
-                f"{where} has {transparent} transparent pixels, of which the class is not clear. Save it without an "
-                "alpha channel."
-            )
+        found, is_known = f"mode {mask.mode}", len(mask.getbands()) == 1 or mask.mode in ("LA", "RGB", "RGBA")
+    problem = ""
+    if is_known and pixels.ndim == 3 and pixels.shape[2] in (2, 4):
+        if transparent := np.count_nonzero(pixels[..., -1] != 255):
+            problem = f"{transparent} transparent pixels, whose class is not clear. Save it without an alpha channel."
         pixels = pixels[..., :-1]
     if (
         pixels.ndim == 3
         and pixels.shape[2] in (1, 3)
         and all(np.array_equal(pixels[..., 0], pixels[..., channel]) for channel in range(1, pixels.shape[2]))
     ):
-        # Gray may be a color of the class list, such as black for what is not labelled.
+        # Gray may be a color of the class list, such as black for unlabeled pixels.
         is_color = pixels.shape[2] == 3 and (_classes_of_colors(pixels, class_list) != _NO_CLASS).all()
         pixels = pixels if is_color else pixels[..., 0]
-    if pixels.size == 0 or not (pixels.ndim == 2 or pixels.shape[2:] == (3,)):
-        raise ValueError(f"{where} has shape {mask.shape}: it needs one channel of class ids, (height, width).")
+    if not is_known or pixels.size == 0 or not (pixels.ndim == 2 or pixels.shape[2:] == (3,)):
+        problem = f"{found}: it needs one channel of class ids, (height, width)."
+    if problem:
+        raise ValueError(f"{where} has {problem}")
     return pixels
 
 
-def _open(value: Any, kind: str, name: str) -> tuple["PIL.Image.Image | np.ndarray", str]:
-    """The decoded image, and what to call it: its file where there is one, else the name of its row."""
-    if isinstance(value, np.ndarray):
-        return value, name
+def _open(value: Any, kind: str, name: str) -> tuple["PIL.Image.Image", str]:
+    """The decoded image, and its name for messages: its file where there is one, else the name of its row."""
     if isinstance(value, PIL.Image.Image):
         image = PIL.ImageOps.exif_transpose(value)
         image.format = value.format
         return image, getattr(value, "filename", None) or name
-    if not isinstance(value, dict) or not (value.get("bytes") or value.get("path")):
-        raise ValueError(f"The {kind} of '{name}' is {value!r:.100}: it has to be an image.")
-    path = value.get("path")
-    # The path beside bytes is that of the file on the machine where the data set was made.
-    called = path if value.get("bytes") is None or not name else name
+    source = value if isinstance(value, dict) else {}
+    path, content = source.get("path"), source.get("bytes")
+    # The path beside bytes is the path of the file on the machine where the data set was made.
+    called = (path or name) if content is None or not name else name
     try:
         # Also reads remote files, and applies the EXIF orientation.
-        image = datasets.Image().decode_example({"path": path, "bytes": value.get("bytes")})
+        image = datasets.Image().decode_example({"path": path, "bytes": content})
     except Exception as error:  # Pillow's decoders raise almost anything for broken files
         raise ValueError(
-            f"Can not read {kind} '{called}' ({type(error).__name__}: {error}): it has to be a complete image file, "
+            f"Cannot read {kind} '{called}' ({type(error).__name__}: {error}): it must be a complete image file, "
             "such as JPEG or PNG. Restore or remove it, or use skip_unreadable to leave such examples out."
         ) from error
-    if kind == "mask" and image.mode in ("LA", "RGB", "RGBA") and _has_16_bits(value):
+    if kind == "mask" and image.mode in ("LA", "RGB", "RGBA") and _has_16_bits(source):
         raise ValueError(
             f"mask '{called}' has 16 bits in each of several channels, of which Pillow reads the upper 8: save it "
             "with one channel of class ids."
@@ -282,19 +279,19 @@ def _table_with(value: int) -> str:
     return f'"label_id_to_train_id": {{"0": 0, "{value}": 1}}'
 
 
-def _explain_colors(where: str, pixels: np.ndarray, is_unknown: np.ndarray, class_list: ClassList) -> str:
+def _explain_colors(pixels: np.ndarray, is_unknown: np.ndarray, class_list: ClassList) -> str:
     if not class_list.mask_colors:
         return (
-            f"{where} has colors, but class list '{class_list.name}' does not say what they mean: give each class "
-            'there its "color", or store class ids in one channel.'
+            f"has colors, but class list '{class_list.name}' does not say what they mean: give each class there its "
+            '"color", or store class ids in one channel.'
         )
     if pixels.dtype != np.uint8:
-        return f"{where} has {pixels.dtype} colors: they must be uint8, 0..255."
+        return f"has {pixels.dtype} colors: they must be uint8, 0..255."
     row, column = (int(place) for place in np.argwhere(is_unknown)[0])
     color = pixels[row, column].tolist()
     more = np.count_nonzero(is_unknown) - 1
     return (
-        f"{where} has the color {tuple(color)} at row {row}, column {column}"
+        f"has the color {tuple(color)} at row {row}, column {column}"
         + (f" (and {more} more such pixels)" if more else "")
         + f", which class list '{class_list.name}' gives to no class, or to several. Correct the mask, or say in the "
         f'file of the class list, beside "classes", what it means: "mask_colors": [{{"color": {color}, "id": 0}}], '
@@ -302,7 +299,7 @@ def _explain_colors(where: str, pixels: np.ndarray, is_unknown: np.ndarray, clas
     )
 
 
-def _explain_values(where: str, bad: list[int], class_list: ClassList) -> str:
+def _explain_values(bad: list[int], class_list: ClassList) -> str:
     found = ", ".join(map(str, bad[:10])) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
     count, name, ignore_index = len(class_list), class_list.name, class_list.ignore_index
     table = class_list.extras.get("label_id_to_train_id")
@@ -325,9 +322,9 @@ def _explain_values(where: str, bad: list[int], class_list: ClassList) -> str:
             "it stands for another class"
         )
         if class_list.reduce_labels:
-            allowed = f"0 (unlabelled), 1..{count} and {ignore_index} (ignored)"
+            allowed = f"0 (unlabeled), 1..{count} and {ignore_index} (ignored)"
             remedy += ". reduce_labels there says that classes are stored from 1 on"
         else:
             allowed = f"0..{count - 1} and {ignore_index} (ignored)"
             remedy += ', or "reduce_labels": true if the masks store classes from 1 on'
-    return f"{where} holds the value(s) {found}, but class list '{name}' allows {allowed}. {remedy}."
+    return f"holds the value(s) {found}, but class list '{name}' allows {allowed}. {remedy}."

@@ -17,8 +17,8 @@ __all__ = ["PRESETS", "UneptConfig"]
 
 logger = logging.get_logger(__name__)
 
-# The models of the paper (section 4.1) but for the decoder's self-attention, and one that is small enough to train on
-# a laptop and in tests.
+# The models of the paper (section 4.1) but for the decoder's self-attention, one for small GPUs, and one that is small
+# enough to train on a laptop and in tests.
 PRESETS: dict[str, dict[str, Any]] = {
     "unept-resnet50": {
         "backbone_config": {
@@ -35,6 +35,17 @@ PRESETS: dict[str, dict[str, Any]] = {
             "out_indices": [3, 7, 11],
             "model_args": {"img_size": 480, "dynamic_img_size": True},
         },
+    },
+    "unept-efficientnet-lite0": {
+        "backbone_config": {
+            "model_type": "timm_backbone",
+            "backbone": "tf_efficientnet_lite0",  # pads as TensorFlow does, where its public weights are from
+            "out_indices": [2, 3, 4],
+        },
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_sampling_points": 4,
+        "spatial_branch_channels": (32, 64, 128),
     },
     "unept-tiny": {
         "backbone_config": {
@@ -272,8 +283,9 @@ class UneptConfig(PreTrainedConfig):
 
         Args:
             name (`str`):
-                `"unept-resnet50"` and `"unept-deit-base"` are the models of the paper, `"unept-tiny"` a small one; all
-                three with deformable self-attention of the decoder, where the published results have `"pointwise"`.
+                `"unept-resnet50"` and `"unept-deit-base"` are the models of the paper,
+                `"unept-efficientnet-lite0"` has 4.5 million parameters, and `"unept-tiny"` is for tests. All four have
+                deformable self-attention in the decoder, where the published results have `"pointwise"`.
             **kwargs:
                 Fields that replace the preset's, such as `num_labels` or `query_grid_size`.
 

@@ -544,6 +544,19 @@ class UneptPreTrainedModel(PreTrainedModel):
         check_state_dict(state_dict, backbone.state_dict())
         backbone.load_state_dict(state_dict, strict=False)
 
+    def image_processor_options(self) -> dict[str, Any]:
+        """
+        What the image processor of a new model must know: `UneptImageProcessor(**model.image_processor_options())`.
+
+        Returns:
+            `size_divisor`, and with a timm backbone the `image_mean` and `image_std` of its pretrained weights.
+        """
+        options = {"size_divisor": self.base_model.size_divisor}
+        if self.config.backbone_config.model_type == "timm_backbone":
+            pretrained = self.base_model.backbone._backbone.pretrained_cfg
+            options |= {"image_mean": pretrained["mean"], "image_std": pretrained["std"]}
+        return options
+
 
 class UneptModel(UneptPreTrainedModel):
     """

@@ -11,6 +11,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 
+__all__ = ["SceneCanvas", "Stencil", "smooth_noise"]
+
+
 @dataclass
 class Stencil:
     """A boolean mask for a part of the canvas, `mask[0, 0]` being its pixel (`top`, `left`)."""
@@ -82,9 +85,11 @@ class SceneCanvas:
     def chance(self, probability: float) -> bool:
         return self.rng.random() < probability
 
-    def tone(self, colours: tuple) -> np.ndarray:
-        """One of `colours`, shifted a little so that no class can be told by exact values."""
-        return np.float32(colours[self.rng.integers(len(colours))]) + np.float32(self.rng.integers(-16, 17, 3))
+    def tone(self, colors: tuple) -> np.ndarray:
+        """One of `colors`, shifted a little so that no class can be told by exact values."""
+        return np.array(colors[self.rng.integers(len(colors))], np.float32) + self.rng.integers(-16, 17, 3).astype(
+            np.float32
+        )
 
     def noise(self, cell: float) -> np.ndarray:
         """Noise in [-1, 1] for the whole canvas, its blobs `cell` times the unit broad (at least two pixels)."""
@@ -129,17 +134,19 @@ class SceneCanvas:
         return stencil
 
     def paint(
-        self, stencil: Stencil, name: str, colour: np.ndarray, rough: float = 0.06, bulge: float = 0.2, pattern=1.0
+        self, stencil: Stencil, name: str, color: np.ndarray, rough: float = 0.06, bulge: float = 0.2, pattern=1.0
     ) -> None:
-        """Write class `name` and its textured, side-lit `colour` where the stencil is true.
+        """Write class `name` and its textured, side-lit `color` where the stencil is true.
 
-        `colour` and the brightness `pattern` broadcast to the stencil's box, with and without a last axis of RGB.
+        `color` and the brightness `pattern` broadcast to the stencil's box, with and without a last axis of RGB.
         """
         if not stencil.mask.any():
             return
         across = 2 * (stencil.columns - stencil.left) / len(stencil.columns) - 1
-        light = (1 + self.sun * bulge * across + rough * self.relief[stencil.box]) * np.float32(pattern)
-        np.copyto(self.image[stencil.box], np.float32(colour) * light[..., None], where=stencil.mask[..., None])
+        light = (1 + self.sun * bulge * across + rough * self.relief[stencil.box]) * np.asarray(pattern, np.float32)
+        np.copyto(
+            self.image[stencil.box], np.asarray(color, np.float32) * light[..., None], where=stencil.mask[..., None]
+        )
         self.label[stencil.box][stencil.mask] = self.classes.index(name)
 
     def shade(self, stencil: Stencil, names: tuple[str, ...], light: float = 0.65) -> None:
@@ -148,10 +155,10 @@ class SceneCanvas:
         self.image[stencil.box][stencil.mask & fallen_on] *= light
 
     def photograph(self) -> Image.Image:
-        """The image as a camera gives it: exposure, colour cast, blur across edges, sensor noise."""
+        """The image as a camera gives it: exposure, color cast, blur across edges, sensor noise."""
         cast = self.between(0.75, 1.15) * (1 + 0.12 * (self.rng.random(3, dtype=np.float32) - 0.5))
         sharp = Image.fromarray((self.image * cast.astype(np.float32)).clip(0, 255).astype(np.uint8))
-        middle = self.rng.integers(2, 9)  # a lens from blurred to sharp
+        middle = int(self.rng.integers(2, 9))  # a lens from blurred to sharp
         blurred = sharp.filter(ImageFilter.Kernel((3, 3), (0, 1, 0, 1, middle, 1, 0, 1, 0)))
         byte = self.rng.integers(0, 256, self.image.shape, dtype=np.uint8)
         noise = (byte >> 4) + (byte & 15) - np.int16(15)  # two dice: bell-shaped enough, exact on every platform

@@ -9,6 +9,9 @@ from .canvas import SceneCanvas, Stencil
 from .streets import paint_sky
 
 
+__all__ = ["draw_harbour"]
+
+
 _WATERS = ((45, 85, 120), (60, 110, 120), (80, 105, 115), (35, 65, 85))
 _SANDS = ((210, 185, 140), (190, 170, 135), (165, 150, 125))
 _ROCKS = ((95, 90, 90), (120, 105, 95), (75, 80, 85))
@@ -54,7 +57,7 @@ def _paint_boat(canvas: SceneCanvas, x: float, y: float, unit: float) -> None:
             ("rectangle", [(x + at * half, y - 2 * deep), (x + (at + 0.14) * half, y - 1.5 * deep)])
             for at in (-0.42, -0.2, 0.02)
         ]
-        canvas.paint(canvas.stencil(*panes), "boat", np.float32((50, 70, 85)), rough=0.02)
+        canvas.paint(canvas.stencil(*panes), "boat", np.array((50, 70, 85), np.float32), rough=0.02)
     shell = [
         (x - half, y - deep),
         (x + side * 0.25 * half + half, y - deep),
@@ -83,8 +86,8 @@ def _paint_lighthouse(canvas: SceneCanvas, x: float, y: float, unit: float) -> N
     canvas.paint(rock, "rock", canvas.tone(_ROCKS), rough=0.2, bulge=0.3)
     tower = canvas.stencil(("polygon", [(x - foot, y), (x - neck, y - tall), (x + neck, y - tall), (x + foot, y)]))
     bands = np.floor((tower.rows - y) / (0.13 * unit)) % 2 == 0
-    colour = np.where(bands[..., None], np.float32((238, 236, 230)), canvas.tone(_BUOYS[:1]))
-    canvas.paint(tower, "lighthouse", colour, rough=0.04, bulge=0.35)
+    color = np.where(bands[..., None], np.array((238, 236, 230), np.float32), canvas.tone(_BUOYS[:1]))
+    canvas.paint(tower, "lighthouse", color, rough=0.04, bulge=0.35)
     lantern = ("rectangle", [(x - 0.8 * neck, y - tall - 0.08 * unit), (x + 0.8 * neck, y - tall)])
     canvas.paint(canvas.stencil(lantern), "lighthouse", canvas.tone(((240, 225, 150), (60, 70, 80))), rough=0.02)
     cap = (
@@ -95,7 +98,7 @@ def _paint_lighthouse(canvas: SceneCanvas, x: float, y: float, unit: float) -> N
             (x + 1.2 * neck, y - tall - 0.08 * unit),
         ],
     )
-    canvas.paint(canvas.stencil(cap), "lighthouse", np.float32((150, 45, 40)), rough=0.04)
+    canvas.paint(canvas.stencil(cap), "lighthouse", np.array((150, 45, 40), np.float32), rough=0.04)
 
 
 def _paint_rock(canvas: SceneCanvas, x: float, y: float, unit: float) -> None:
@@ -106,7 +109,7 @@ def _paint_rock(canvas: SceneCanvas, x: float, y: float, unit: float) -> None:
 
 def _paint_buoy(canvas: SceneCanvas, x: float, y: float, unit: float) -> None:
     """A cone or a ball with a light stripe."""
-    size, colour = unit * canvas.between(0.06, 0.09), canvas.tone(_BUOYS)
+    size, color = unit * canvas.between(0.06, 0.09), canvas.tone(_BUOYS)
     shape = (
         (
             "polygon",
@@ -116,7 +119,7 @@ def _paint_buoy(canvas: SceneCanvas, x: float, y: float, unit: float) -> None:
     )[canvas.rng.integers(2)]
     buoy = canvas.stencil(shape)
     stripe = np.abs(buoy.rows - y + 0.8 * size) < 0.2 * size
-    tinted = np.where(stripe[..., None], np.float32((235, 235, 230)), colour)
+    tinted = np.where(stripe[..., None], np.array((235, 235, 230), np.float32), color)
     canvas.paint(buoy, "buoy", tinted, rough=0.04, bulge=0.4)
     canvas.shade(canvas.stencil(("ellipse", [(x - size, y), (x + size, y + 0.5 * size)])), ("sea",))
 

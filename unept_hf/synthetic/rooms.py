@@ -15,6 +15,9 @@ from .canvas import SceneCanvas, Stencil
 from .streets import CLOTHES, LEAVES, SKIES, paint_person
 
 
+__all__ = ["draw_room"]
+
+
 _PLASTER = ((225, 218, 200), (205, 215, 215), (190, 200, 180), (215, 195, 185), (165, 180, 195), (230, 205, 150))
 _CEILINGS = ((240, 240, 235), (225, 225, 225), (235, 228, 210))
 _FLOORS = ((150, 110, 75), (120, 85, 60), (190, 160, 120), (140, 140, 145), (110, 60, 60), (85, 100, 95))
@@ -81,12 +84,12 @@ def _box(left: float, top: float, right: float, bottom: float) -> tuple:
 def _landscape(canvas: SceneCanvas, stencil: Stencil, name: str, light: float) -> None:
     """Sky over hills and a meadow: the view from a window, and the subject of many a picture."""
     rows = (stencil.rows - stencil.top) / len(stencil.rows)
-    zenith, low = np.float32(SKIES[canvas.rng.integers(len(SKIES))])
+    zenith, low = np.array(SKIES[canvas.rng.integers(len(SKIES))], np.float32)
     sky = zenith + (low - zenith) * rows[..., None]
     skyline = canvas.between(0.45, 0.75) + 0.15 * canvas.relief[stencil.box][:1]
     land = np.broadcast_to(canvas.tone(LEAVES), sky.shape)
-    colour = np.where((rows > skyline)[..., None], land, sky)
-    canvas.paint(stencil, name, colour * light, rough=0.03, bulge=0)
+    color = np.where((rows > skyline)[..., None], land, sky)
+    canvas.paint(stencil, name, color * light, rough=0.03, bulge=0)
 
 
 def _paint_window(canvas: SceneCanvas, room: _Room, x: float, y: float, unit: float) -> None:
@@ -112,7 +115,7 @@ def _paint_picture(canvas: SceneCanvas, room: _Room, x: float, y: float, unit: f
     canvas.paint(canvas.stencil(_box(left, top, right, bottom)), "picture", canvas.tone(_FRAMES), rough=0.04)
     if canvas.chance(0.5):
         mat = canvas.stencil(_box(left + rim, top + rim, right - rim, bottom - rim))
-        canvas.paint(mat, "picture", np.float32((232, 228, 218)), rough=0.02, bulge=0)
+        canvas.paint(mat, "picture", np.array((232, 228, 218), np.float32), rough=0.02, bulge=0)
         rim += unit * 0.02
     sheet = canvas.stencil(_box(left + rim, top + rim, right - rim, bottom - rim))
     if kind == 0:
@@ -153,7 +156,7 @@ def _paint_door(canvas: SceneCanvas, room: _Room, x: float, y: float, unit: floa
     knob, side = unit * 0.014, 1 if canvas.chance(0.5) else -1
     handle = x + side * 0.82 * half, top + 0.5 * tall
     disk = ("ellipse", [(handle[0] - knob, handle[1] - knob), (handle[0] + knob, handle[1] + knob)])
-    canvas.paint(canvas.stencil(disk), "door", np.float32((205, 185, 120)), rough=0)
+    canvas.paint(canvas.stencil(disk), "door", np.array((205, 185, 120), np.float32), rough=0)
 
 
 def _paint_cabinet(canvas: SceneCanvas, room: _Room, x: float, y: float, unit: float) -> None:

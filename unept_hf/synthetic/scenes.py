@@ -7,7 +7,6 @@ scenes have seven classes that a model of the others can be fine-tuned on. `docs
 
 import io
 import json
-import numbers
 import zlib
 from importlib import resources
 
@@ -21,6 +20,9 @@ from .rooms import draw_room
 from .streets import draw_street
 
 
+__all__ = ["SYNTHETIC_CLASSES", "SYNTHETIC_THEMES", "synthetic_scene", "synthetic_scenes"]
+
+
 _PAINTERS = {"synthetic": (draw_street, draw_room), "synthetic_harbour": (draw_harbour,)}
 SYNTHETIC_THEMES = tuple(_PAINTERS)
 """The kinds of scenes, which are also the names of their class lists."""
@@ -32,22 +34,7 @@ _CLASSES = {
 }
 SYNTHETIC_CLASSES = _CLASSES["synthetic"]
 """Class names of the streets and rooms; the position is the label value."""
-_SIDES = (32, 2**15)
-_WORDS = (0, 2**32 - 1)  # seed and index are one word of the SeedSequence each, so no two pairs share a stream
-_SPLIT_LENGTH = 2**31
-_SPLIT_STARTS = {"train": 0, "validation": _SPLIT_LENGTH}
-
-
-def _integer(name: str, value: int, low: int, high: int) -> int:
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"{name} must be an integer from {low} to {high}, got {value!r}")
-    return int(value)
-
-
-def _sides(size: tuple[int, int]) -> list[int]:
-    if not isinstance(size, (tuple, list)) or len(size) != 2:
-        raise ValueError(f"size must be a (height, width) pair, got {size!r}")
-    return [_integer("each side in size", side, *_SIDES) for side in size]
+_SPLIT_STARTS = {"train": 0, "validation": 2**31}
 
 
 def synthetic_scene(
@@ -66,17 +53,11 @@ def synthetic_scene(
 
     Returns:
         The image (PIL, mode "RGB") and its label map (PIL, mode "L", values as in the class list; every pixel is
-        labelled), both `size`. Edges are blurred over one pixel in the image and never in the label map.
-
-    Raises:
-        ValueError: An argument is not an integer or out of its range, `size` is not a pair, or `theme` is unknown.
+        labeled), both `size`. Edges are blurred over one pixel in the image and never in the label map.
     """
-    index, seed = _integer("index", index, *_WORDS), _integer("seed", seed, *_WORDS)
-    height, width = _sides(size)
-    if theme not in SYNTHETIC_THEMES:
-        raise ValueError(f"theme must be one of {', '.join(SYNTHETIC_THEMES)}, got {theme!r}")
+    # Seed and index are one word of the SeedSequence each, so no two pairs share a stream.
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
-    canvas = SceneCanvas(rng, height, width, _CLASSES[theme])
+    canvas = SceneCanvas(rng, *size, _CLASSES[theme])
     painters = _PAINTERS[theme]
     painters[rng.integers(len(painters))](canvas)
     return canvas.photograph(), Image.fromarray(canvas.label)
@@ -98,12 +79,12 @@ def synthetic_scenes(
 ) -> datasets.Dataset:
     """Draw `num_scenes` scenes into a data set held in memory.
 
-    The splits of one seed share no scene, whatever their sizes: "train" holds scenes 0, 1, ... and "validation"
+    The splits of one seed share no scene: "train" holds scenes 0, 1, ... and "validation"
     holds scenes 2**31, 2**31 + 1, ... of `synthetic_scene`. Nothing is read from or written to a cache or any other
     file, so a change of the painters shows at once. A scene of 256x256 takes about 140 kB.
 
     Args:
-        num_scenes: How many, at least 1.
+        num_scenes: How many, 1 or more.
         seed: As for `synthetic_scene`.
         size: (height, width) in pixels, as for `synthetic_scene`.
         split: "train" or "validation".
@@ -112,14 +93,7 @@ def synthetic_scenes(
 
     Returns:
         A `datasets.Dataset` with columns `image` (RGB) and `label` (mode "L"), both `datasets.Image` stored as PNG.
-
-    Raises:
-        ValueError: An argument is out of its range, or the split (2**31 scenes) does not reach that far.
     """
-    if split not in tuple(_SPLIT_STARTS):
-        raise ValueError(f"split must be one of {', '.join(_SPLIT_STARTS)}, got {split!r}")
-    offset = _integer("offset", offset, 0, _SPLIT_LENGTH - 1)
-    num_scenes = _integer("num_scenes", num_scenes, 1, _SPLIT_LENGTH - offset)
     first = _SPLIT_STARTS[split] + offset
     scenes = (synthetic_scene(index, seed, size, theme) for index in range(first, first + num_scenes))
     images, labels = map(list, zip(*(map(_png, scene) for scene in scenes), strict=True))

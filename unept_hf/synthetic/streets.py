@@ -8,10 +8,14 @@ and sidewalk are both gray. A new kind of thing is one painter and one line in `
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from .canvas import SceneCanvas, Stencil, smooth_noise
+
+
+__all__ = ["CLOTHES", "LEAVES", "SKIES", "draw_street", "paint_person", "paint_sky"]
 
 
 SKIES = (((70, 130, 205), (190, 215, 235)), ((150, 165, 180), (205, 208, 212)), ((95, 105, 160), (240, 190, 150)))
@@ -33,6 +37,9 @@ _PLANKS = ((215, 210, 200), (120, 90, 65), (95, 75, 60), (80, 95, 85))
 _GROUNDS = ("road", "sidewalk", "grass")
 
 
+_Row = TypeVar("_Row", float, np.ndarray)
+
+
 @dataclass
 class _Street:
     """Where the ground begins and how the road runs over it."""
@@ -43,11 +50,11 @@ class _Street:
     near_column: float  # the middle of the road at the lower edge
     half_width: float  # of the road at the lower edge, 0 for a meadow without a road
 
-    def depth(self, row: float, height: int) -> float:
+    def depth(self, row: _Row, height: int) -> _Row:
         """0 at the horizon, 1 at the lower edge."""
         return (row - self.vanishing_row) / (height - self.vanishing_row)
 
-    def middle(self, depth: float) -> float:
+    def middle(self, depth: _Row) -> _Row:
         return self.vanishing_column + depth * (self.near_column - self.vanishing_column)
 
 
@@ -67,12 +74,14 @@ def _new_street(canvas: SceneCanvas) -> _Street:
 
 def paint_sky(canvas: SceneCanvas, stencil: Stencil, name: str) -> None:
     """A gradient from zenith to horizon with soft clouds."""
-    zenith, low = np.float32(SKIES[canvas.rng.integers(len(SKIES))]) + np.float32(canvas.rng.integers(-12, 13, 3))
+    zenith, low = np.array(SKIES[canvas.rng.integers(len(SKIES))], np.float32) + canvas.rng.integers(
+        -12, 13, 3
+    ).astype(np.float32)
     fall = np.linspace(0, 1.4, len(stencil.rows), dtype=np.float32)[:, None, None].clip(0, 1)
     clouds = canvas.noise(0.2)[stencil.box] + 0.2 * canvas.relief[stencil.box]
     cover = (clouds * 1.5 + canvas.between(-0.8, 0.4)).clip(0, 0.8)[..., None]
-    colour = zenith + (low - zenith) * fall
-    canvas.paint(stencil, name, colour + (np.float32((235, 235, 238)) - colour) * cover, rough=0.01, bulge=0.1)
+    color = zenith + (low - zenith) * fall
+    canvas.paint(stencil, name, color + (np.array((235, 235, 238), np.float32) - color) * cover, rough=0.01, bulge=0.1)
 
 
 def _paint_ground(canvas: SceneCanvas, street: _Street) -> None:
@@ -96,7 +105,7 @@ def _paint_ground(canvas: SceneCanvas, street: _Street) -> None:
     road = Stencil(top, 0, below & (np.abs(away) < 1))
     canvas.paint(road, "road", canvas.tone(_ASPHALT), rough=canvas.between(0.04, 0.1), bulge=0.05)
     dashes = Stencil(top, 0, road.mask & (np.abs(away) < 0.03) & (np.floor(1.2 / depth) % 2 == 0))
-    canvas.paint(dashes, "road", np.float32((215, 212, 200)), bulge=0)
+    canvas.paint(dashes, "road", np.array((215, 212, 200), np.float32), bulge=0)
 
 
 def _paint_treeline(canvas: SceneCanvas, street: _Street) -> None:
@@ -109,7 +118,7 @@ def _paint_treeline(canvas: SceneCanvas, street: _Street) -> None:
         lobes.append((column, row, width / 3, canvas.unit * canvas.between(0.03, 0.08)))
     crowns = canvas.blob(*lobes)
     crowns.mask &= crowns.rows < street.horizon[crowns.box[1]] + 1
-    canvas.paint(crowns, "tree", canvas.tone(LEAVES) * 0.5 + np.float32((85, 95, 105)), rough=0.12)
+    canvas.paint(crowns, "tree", canvas.tone(LEAVES) * 0.5 + np.array((85, 95, 105), np.float32), rough=0.12)
 
 
 def _shadow(canvas: SceneCanvas, x: float, y: float, reach: float) -> None:
@@ -191,7 +200,7 @@ def _figure(canvas: SceneCanvas, x: float, y: float, tall: float) -> tuple[Stenc
 
 
 def paint_person(canvas: SceneCanvas, x: float, y: float, tall: float) -> None:
-    """Someone in trousers and a top of different colours, `tall` pixels high."""
+    """Someone in trousers and a top of different colors, `tall` pixels high."""
     legs, top, head = _figure(canvas, x, y, tall)
     canvas.paint(legs, "person", canvas.tone(CLOTHES))
     canvas.paint(top, "person", canvas.tone(CLOTHES), bulge=0.3)
@@ -248,7 +257,7 @@ def _paint_car(canvas: SceneCanvas, street: _Street, x: float, y: float, unit: f
         ("ellipse", [(x + at * half - broad * wheel, y - 2 * wheel), (x + at * half + broad * wheel, y)])
         for at, broad in tyres
     ]
-    canvas.paint(canvas.stencil(*treads), "car", np.float32((38, 38, 42)))
+    canvas.paint(canvas.stencil(*treads), "car", np.array((38, 38, 42), np.float32))
     canvas.paint(canvas.stencil(*shell), "car", paint, rough=0.02, bulge=0.25)
     inner, pane = cabin - slant, waist - 0.05 * tall
     panes = [
@@ -292,9 +301,9 @@ def _paint_pole(canvas: SceneCanvas, street: _Street, x: float, y: float, unit: 
         canvas.paint(canvas.stencil(lamp), "pole", canvas.tone(GLASS[-1:]))
     else:
         shape = "ellipse" if canvas.chance(0.5) else "rectangle"
-        for rim, colours in ((1, _METALS), (0.75, _SIGNS)):
+        for rim, colors in ((1, _METALS), (0.75, _SIGNS)):
             corners = [(x - size * rim, top - size * rim), (x + size * rim, top + size * rim)]
-            canvas.paint(canvas.stencil((shape, corners)), "pole", canvas.tone(colours))
+            canvas.paint(canvas.stencil((shape, corners)), "pole", canvas.tone(colors))
 
 
 def _paint_wires(canvas: SceneCanvas, street: _Street, x: float, y: float, unit: float) -> None:

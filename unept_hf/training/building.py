@@ -20,7 +20,7 @@ from ..model.modeling_unept import UneptForSemanticSegmentation
 from .arguments import RunArguments, TrainingDataArguments, TrainingModelArguments, refuse
 
 
-__all__ = ["load_data", "load_model", "make_config", "make_optimizer", "make_scheduler"]
+__all__ = ["image_processor_options", "load_data", "load_model", "make_config", "make_optimizer", "make_scheduler"]
 
 logger = get_logger(__name__)
 
@@ -103,6 +103,18 @@ def load_model(
         and f"crop_size={crop_size} must be a multiple of {divisor}, the stride of this model."
     )
     return model
+
+
+def image_processor_options(model: UneptForSemanticSegmentation, model_name_or_path: str | None) -> dict[str, Any]:
+    """The divisor of the sizes, and the mean and std of the trained model, or of the backbone of a new model."""
+    options = model.image_processor_options()
+    if model_name_or_path:
+        try:
+            trained = UneptImageProcessor.from_pretrained(model_name_or_path)
+        except OSError:  # weights alone
+            return options
+        options |= {"image_mean": trained.image_mean, "image_std": trained.image_std}
+    return options
 
 
 def make_optimizer(model: UneptForSemanticSegmentation, run_args: RunArguments) -> torch.optim.AdamW:

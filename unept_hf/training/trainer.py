@@ -38,12 +38,13 @@ from ..export.model_card import (
     with_metadata,
 )
 from ..files import atomic_directory, remove_leftovers
+from ..inference.options import PredictionOptions
 from ..model.backbone_unept import plain_tensors
 from ..model.image_processing_unept import UneptImageProcessor
 from ..model.modeling_unept import UneptForSemanticSegmentation
 from ..version import __version__
 from .arguments import FREE_OPTIONS, NOTED_OPTIONS, RunArguments, TrainingDataArguments, TrainingModelArguments, refuse
-from .building import load_data, load_model, make_optimizer, make_scheduler
+from .building import image_processor_options, load_data, load_model, make_optimizer, make_scheduler
 from .checkpoints import checkpoint_to_resume, commit_checkpoint, latest_checkpoint, start_checkpoint
 from .log import TrainingLog, draw_predictions
 from .order import AugmentedDataset, AugmentedStream, TrainingOrder, data_fingerprint
@@ -102,8 +103,8 @@ class SegmentationTrainer:
         set_seed(run_args.seed, device_specific=True)
         self.config = model.config
         self.processor = UneptImageProcessor(
+            **image_processor_options(model, model_args.model_name_or_path),
             size={"shortest_edge": min(data_args.scale), "longest_edge": max(data_args.scale)},
-            size_divisor=model.model.size_divisor,
             ignore_index=self.class_list.ignore_index,
         )
         if run_args.gradient_checkpointing:
@@ -193,6 +194,8 @@ class SegmentationTrainer:
             "num_examples": len(self.train_set) if isinstance(self.train_set, datasets.Dataset) else None,
             "data_fingerprint": self.fingerprint,
             "id2label": self.config.id2label,
+            "image_mean": list(self.processor.image_mean),
+            "image_std": list(self.processor.image_std),
             "options": self._options(),
             "versions": {
                 "unept_hf": __version__,
@@ -216,6 +219,9 @@ class SegmentationTrainer:
             self.average.n_averaged.fill_(content["step"])
         for name in ("step", "best_mean_iou", "evaluated_step", "metrics"):
             setattr(self, name, content[name])
+        # Older checkpoints do not name the normalization: it was that of ImageNet, the default of the image processor.
+        for name in ("image_mean", "image_std"):
+            setattr(self.processor, name, content.get(name, getattr(UneptImageProcessor, name)))
         # The model card says what the training started from, which a run that goes on need not be told again.
         for name in ("use_pretrained_backbone", "backbone_checkpoint", "model_name_or_path"):
             setattr(self.model_args, name, content["options"].get(name))
@@ -485,9 +491,11 @@ class SegmentationTrainer:
                 self.processor,
                 self.eval_set,
                 self.class_list,
-                mode=run_args.evaluation_mode,
-                crop_size=self.data_args.crop_size,
-                stride=self.data_args.crop_size // 3,
+                PredictionOptions(
+                    mode=run_args.evaluation_mode,
+                    crop_size=[self.data_args.crop_size],
+                    stride=[self.data_args.crop_size // 3],
+                ),
                 accelerator=accelerator,
                 boundary_f1=False,
                 progress=not run_args.disable_tqdm,
