@@ -1,9 +1,9 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
-The pages say what is so: their Python runs, their links lead somewhere, and their commands are understood.
+The pages are correct: their Python runs, their links resolve, their commands parse, and their English is plain.
 
 The Python blocks of a page run in order, as one program, in a folder with the files that they name. A block below
-`<!-- not run: reason -->` is left out. The notebook runs in the same way.
+`<!-- not run: reason -->` does not run. The notebook runs in the same way.
 """
 
 import ast
@@ -43,6 +43,7 @@ PAGES = [
     *sorted(ROOT.glob("kernel_hub/*.md")),
 ]
 NOTEBOOK = ROOT / "examples" / "notebook.ipynb"
+TRAINER = "examples/run_semantic_segmentation.py"
 SLOW = {"docs/export.md", "docs/training.md"}
 # What takes the network or minutes, and what takes its place.
 STAND_INS = {
@@ -295,17 +296,18 @@ def commands(text: str) -> list[list[str]]:
 
 def script_and_options(words: list[str], folder: Path = ROOT) -> "tuple[str, list[str]] | None":
     """
-    The program of ours that a command starts (a file from the root or from `folder`, or `unept-hf`), and what it is
-    given; `None` for others.
+    The program of ours that a command starts (a file from the root or from `folder`, or `unept-hf`), and its
+    arguments; `None` for other programs. `unept-hf train` counts as the script with the same options.
     """
     while words and re.match(r"[A-Z_]+=", words[0]):
         words = words[1:]
-    if words[:1] == ["unept-hf"]:
-        return "unept-hf", words[1:]
+    for index, word in enumerate(words):
+        is_module = word == "unept_hf.cli" and words[index - 1] == "-m"
+        if is_module or (word == "unept-hf" and index == 0):
+            options = words[index + 1 :]
+            return (TRAINER, options[1:]) if options[:1] == ["train"] else ("unept-hf", options)
     if words[:1] and words[0] in ("python", "accelerate", "torchrun"):
         for index, word in enumerate(words):
-            if word == "unept_hf" and words[index - 1] == "-m":
-                return "unept-hf", words[index + 1 :]
             if word.endswith(".py"):
                 is_here = (folder / word).is_file() and not (ROOT / word).is_file()
                 return name_of(folder / word) if is_here else word, words[index + 1 :]
@@ -374,15 +376,22 @@ def test_wrong_commands_are_found():
         "unept-hf segment model a.jpg --modus slide  # a comment\n"
         "python examples/quickstart.py --steps 3 && python examples/gone.py\n"
         "A=1 accelerate launch --num_processes 2 examples/quickstart.py \\\n    --epochs 3\n"
-        "pip install x; python -m unept_hf env\n"
+        "pip install x; python -m unept_hf.cli env\n"
+        "torchrun -m unept_hf.cli train examples/configs/small_gpu.yaml --cpu\n"
+        "unept-hf train examples/configs/gone.yaml; unept-hf train CONFIG.yaml --steps 3\n"
         'python -c "\nprint(1)"\n'
         "```\n"
     )
     found = commands(text)
-    assert len(found) == 7 and found[0][-2:] == ["--modus", "slide"]
+    assert len(found) == 10 and found[0][-2:] == ["--modus", "slide"]
     problems = [problem_with(words) for words in found]
     assert "--modus" in problems[0] and "gone.py" in problems[2] and "--epochs" in problems[3]
-    assert problems[1] is problems[4] is problems[5] is problems[6] is None
+    assert "gone.yaml" in problems[7] and "--steps" in problems[8]
+    assert problems[1] is problems[4] is problems[5] is problems[6] is problems[9] is None
+
+
+def test_training_is_a_command():
+    assert "train" in cli.make_parser()._subparsers._group_actions[0].choices
 
 
 def test_examples_of_the_command():
@@ -417,6 +426,43 @@ def test_options_in_the_text(page):
         pytest.importorskip("gradio", reason="needs the extra 'demo'")
         known |= set(re.findall(r"--\w+", help_of("examples/demo/app.py")))
     assert named <= known | {"--help"}
+
+
+# Language
+
+# Phrases that read as translated, and the words after which they are plain English.
+NOT_PLAIN = re.compile(
+    r"\b(?:can not(?! only)|has to|have to|(?:is|are) no(?! (?:longer|more|fewer|less|larger|smaller|different)\b))\b",
+    re.I,
+)
+TEXTS = [
+    *(page for page in PAGES if page.name != "CHANGELOG.md"),
+    *sorted(ROOT.glob("tests/fixtures/*.md")),
+    *sorted(ROOT.glob("unept_hf/**/*.md")),
+    *sorted(ROOT.glob("unept_hf/**/*.py")),
+]
+
+
+def not_plain(text: str) -> list[str]:
+    """Phrases in a page or a module that are not plain English, also across lines of prose, comments and messages."""
+    text = re.sub(r"[\"']\s*\n\s*f?[\"']|\n\s*#", " ", text)
+    text = " ".join(text.split())
+    return [text[max(match.start() - 30, 0) : match.end() + 30] for match in NOT_PLAIN.finditer(text)]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name_of)
+def test_plain_english(path):
+    assert not not_plain(path.read_text(encoding="utf-8"))
+
+
+def test_phrases_that_are_not_plain_are_found():
+    text = (
+        "A x can\nnot fly.\n# It has\n# to swim.\nf'{y} is '\n    f'no fish.' There are no whales; it is\n no folder."
+    )
+    assert len(not_plain(text)) == 5
+    assert not not_plain(
+        "It is no longer there, can not only swim, and has tools; he is now not one. There are nodes."
+    )
 
 
 if __name__ == "__main__":
