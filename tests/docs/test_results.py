@@ -89,19 +89,20 @@ def sentences():
     fast = model_speed_up("bfloat16, channels_last, our kernel, compiled")
     yield f"One layer runs {fused:.0f} times faster than transformers' fallback"
     yield (
-        f"a whole ResNet-50 UN-EPT runs {kernel:.1f} times faster, and {fast:.1f} times faster in the documented fast mode"
+        f"a whole ResNet-50 UN-EPT runs {kernel:.1f} times faster, and {fast:.1f} times faster in the documented fast "
+        "mode"
     )
 
     full, full_f1, seconds = (ablation("full", name) for name in ("mean_iou", "boundary_f1_1px", "train_seconds"))
     refined, refined_f1 = (ablation("full", f"refined {name}") for name in ("mean_iou", "boundary_f1_1px"))
     yield (
-        f"In the full model, it adds {refined_f1 - full_f1:.1f} points of boundary F1 and {refined - full:.1f} points of "
-        "mean IoU, averaged over the three seeds"
+        f"In the full model, it adds {refined_f1 - full_f1:.1f} points of boundary F1 and {refined - full:.1f} points "
+        "of mean IoU, averaged over the three seeds"
     )
     dense = [100 * one["mean_iou"] for one in plot_results.results_of("ablations-cpu")["rows"]["dense attention"]]
     yield (
-        f"by {full - statistics.fmean(dense):.1f} points of mean IoU, at about the same cost; the standard deviation of "
-        f"the dense model over the seeds is {statistics.stdev(dense):.1f} points"
+        f"by {full - statistics.fmean(dense):.1f} points of mean IoU, at about the same cost; the standard deviation "
+        f"of the dense model over the seeds is {statistics.stdev(dense):.1f} points"
     )
     without_heads = ablation("+ spatial branch", "boundary_f1_1px")
     yield f"the full model and {refined_f1 - without_heads:.1f} points less boundary F1 than the refined model"
@@ -116,8 +117,8 @@ def sentences():
 
     deit = latency("UN-EPT DeiT-B")
     yield (
-        f"a forward pass of UN-EPT with DeiT-B is {latency('UperNet Swin-B') / deit:.1f} times as fast as one of UperNet "
-        f"and {latency('Mask2Former Swin-B') / deit:.1f} times as fast as one of Mask2Former"
+        f"a forward pass of UN-EPT with DeiT-B is {latency('UperNet Swin-B') / deit:.1f} times as fast as one of "
+        f"UperNet and {latency('Mask2Former Swin-B') / deit:.1f} times as fast as one of Mask2Former"
     )
     unept, eomt, upernet = (best_training(model) for model in ("UN-EPT", "EoMT", "UperNet"))
     others = [
