@@ -296,18 +296,17 @@ def commands(text: str) -> list[list[str]]:
 
 def script_and_options(words: list[str], folder: Path = ROOT) -> "tuple[str, list[str]] | None":
     """
-    The program of ours that a command starts (a file from the root or from `folder`, or `unept-hf`), and its
-    arguments; `None` for other programs. `unept-hf train` counts as the script with the same options.
+    The program of ours that a command starts (a file from the root or from `folder`, or `unept-hf`), and what it is
+    given; `None` for others.
     """
     while words and re.match(r"[A-Z_]+=", words[0]):
         words = words[1:]
-    for index, word in enumerate(words):
-        is_module = word == "unept_hf.cli" and words[index - 1] == "-m"
-        if is_module or (word == "unept-hf" and index == 0):
-            options = words[index + 1 :]
-            return (TRAINER, options[1:]) if options[:1] == ["train"] else ("unept-hf", options)
+    if words[:1] == ["unept-hf"]:
+        return "unept-hf", words[1:]
     if words[:1] and words[0] in ("python", "accelerate", "torchrun"):
         for index, word in enumerate(words):
+            if word in ("unept_hf", "unept_hf.cli") and words[index - 1] == "-m":
+                return "unept-hf", words[index + 1 :]
             if word.endswith(".py"):
                 is_here = (folder / word).is_file() and not (ROOT / word).is_file()
                 return name_of(folder / word) if is_here else word, words[index + 1 :]
@@ -339,6 +338,8 @@ def problem_with(words: list[str], folder: Path = ROOT) -> "str | None":
     if found is None:
         return None
     script, options = found
+    if (script, options[:1]) == ("unept-hf", ["train"]):
+        script, options = TRAINER, options[1:]  # the same options, which are not in the parser of unept-hf
     if script == "unept-hf":
         if options[:1] == ["evaluate"] and options[1:] and options[1].endswith((".yaml", ".json")):
             options = [*options[:1], "--model_name_or_path", "x", "--dataset_name", "x", *options[2:]]
@@ -412,7 +413,7 @@ def test_options_in_the_text(page):
     """`--options` that a page names between its commands are of one of our programs, or it says of which other."""
     parsers = cli.make_parser()._subparsers._group_actions[0].choices.values()
     known = {option for parser in parsers for option in parser._option_string_actions}
-    scripts = {found[0] for _, words in COMMANDS if (found := script_and_options(words))} - {"unept-hf"}
+    scripts = {found[0] for _, words in COMMANDS if (found := script_and_options(words))} - {"unept-hf"} | {TRAINER}
     text = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     named = set(re.findall(r"`(?:[^`\n]* )?(--\w+)[^`\n]*`", text))
     for code in re.findall(r"`([^`\n]+)`", text):  # a program and its options
