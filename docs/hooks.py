@@ -1,5 +1,5 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""What the docs site needs beyond mkdocs.yml: the README as its first page, links into the repository, docstrings."""
+"""Hooks of the docs site: the README as the first page, links into the repository, and transformers' docstrings."""
 
 import posixpath
 import re
@@ -25,7 +25,7 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Turns what is right in the repository into what is right on the site: links, and the indentation of lists."""
+    """Converts the Markdown of the repository to that of the site: links, and the indentation of lists."""
     folder = "" if page.file.src_uri == "index.md" else posixpath.dirname(f"docs/{page.file.src_uri}")
 
     def on_the_site(match):
@@ -36,25 +36,25 @@ def on_page_markdown(markdown, page, config, files):
         if path in ("README.md", f"docs/{page_of_it}") and files.get_file_from_path(page_of_it):
             return posixpath.relpath(page_of_it, posixpath.dirname(page.file.src_uri) or ".") + anchor
         if not (ROOT / path).exists():
-            return match[0]  # which MkDocs reports
+            return match[0]  # MkDocs reports it
         kind = "tree" if (ROOT / path).is_dir() else "blob"
         return f"{config.repo_url}/{kind}/main/{path}{anchor}"
 
-    # Python-Markdown wants four spaces before what belongs to an item, where GitHub takes three.
+    # Python-Markdown requires four spaces before the content of an item; GitHub accepts three.
     markdown = ITEM.sub(lambda match: match[1] + re.sub("^   ", "    ", match[2], flags=re.M), markdown)
     return LINK.sub(on_the_site, markdown)
 
 
-# Of docstrings as transformers writes them: "name (`type` of shape `(height, width)`, *optional*, defaults to 1):",
-# "one, other: ...", and [`Name`] or [`~module.Name`], which stand for links.
+# Parts of transformers' docstrings: "name (`type` of shape `(height, width)`, *optional*, defaults to 1):",
+# "one, other: ...", and links such as [`Name`] and [`~module.Name`].
 HEADER = re.compile(r"^( +)([*\w]+) \((`[^)]*?(?:\([^)]*\)[^)]*?)*)\):", re.M)
 NAMES = re.compile(r"^( +)(\w+(?:,\s+\w+)+):(?=\s)", re.M)
-LIST = re.compile(r"^( *[^-\s].*)\n( *- )", re.M)  # Python-Markdown wants an empty line above a list
+LIST = re.compile(r"^( *[^-\s].*)\n( *- )", re.M)  # Python-Markdown requires an empty line above a list
 REFERENCE = re.compile(r"\[`(~?)([\w.]+)`\](?![(\[])")
 
 
 class TransformersDocstrings(griffe.Extension):
-    """Rewrites docstrings into what Griffe's parser of Google's style reads."""
+    """Rewrites docstrings for Griffe's parser of Google style."""
 
     def on_package(self, *, pkg, **kwargs):
         pending = [pkg]
@@ -63,7 +63,8 @@ class TransformersDocstrings(griffe.Extension):
             pending += [member for member in obj.members.values() if not member.is_alias]
             if obj.docstring is not None:
                 obj.docstring.value = self.rewrite(obj.docstring.value, obj)
-            # `strict` is huggingface_hub's decorator of dataclasses. Griffe knows that of the standard library.
+            # `strict` is huggingface_hub's decorator of dataclasses. Griffe only knows the decorator of the standard
+            # library.
             if obj.is_class and any(str(decorator.value) == "strict" for decorator in obj.decorators):
                 dataclass = griffe.ExprName("dataclasses.dataclass")
                 obj.decorators.append(griffe.Decorator(dataclass, lineno=None, endlineno=None))

@@ -1,9 +1,9 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
-The pages say what is so: their Python runs, their links lead somewhere, and their commands are understood.
+The pages are correct: their Python runs, their links resolve, their commands parse, and their English is plain.
 
 The Python blocks of a page run in order, as one program, in a folder with the files that they name. A block below
-`<!-- not run: reason -->` is left out. The notebook runs in the same way.
+`<!-- not run: reason -->` does not run. The notebook runs in the same way.
 """
 
 import ast
@@ -42,6 +42,7 @@ PAGES = [
     *sorted(ROOT.glob("kernel_hub/*.md")),
 ]
 NOTEBOOK = ROOT / "examples" / "notebook.ipynb"
+TRAINER = "examples/run_semantic_segmentation.py"
 SLOW = {"docs/export.md", "docs/training.md"}
 # What takes the network or minutes, and what takes its place.
 STAND_INS = {
@@ -336,6 +337,8 @@ def problem_with(words: list[str], folder: Path = ROOT) -> "str | None":
     if found is None:
         return None
     script, options = found
+    if (script, options[:1]) == ("unept-hf", ["train"]):
+        script, options = TRAINER, options[1:]  # the same options, which are not in the parser of unept-hf
     if script == "unept-hf":
         if options[:1] == ["evaluate"] and options[1:] and options[1].endswith((".yaml", ".json")):
             options = [*options[:1], "--model_name_or_path", "x", "--dataset_name", "x", *options[2:]]
@@ -373,15 +376,22 @@ def test_wrong_commands_are_found():
         "unept-hf segment model a.jpg --modus slide  # a comment\n"
         "python examples/quickstart.py --steps 3 && python examples/gone.py\n"
         "A=1 accelerate launch --num_processes 2 examples/quickstart.py \\\n    --epochs 3\n"
-        "pip install x; python -m unept_hf env\n"
+        "pip install x; python -m unept_hf.cli env\n"
+        "torchrun -m unept_hf.cli train examples/configs/small_gpu.yaml --cpu\n"
+        "unept-hf train examples/configs/gone.yaml; unept-hf train CONFIG.yaml --steps 3\n"
         'python -c "\nprint(1)"\n'
         "```\n"
     )
     found = commands(text)
-    assert len(found) == 7 and found[0][-2:] == ["--modus", "slide"]
+    assert len(found) == 10 and found[0][-2:] == ["--modus", "slide"]
     problems = [problem_with(words) for words in found]
     assert "--modus" in problems[0] and "gone.py" in problems[2] and "--epochs" in problems[3]
-    assert problems[1] is problems[4] is problems[5] is problems[6] is None
+    assert "gone.yaml" in problems[7] and "--steps" in problems[8]
+    assert problems[1] is problems[4] is problems[5] is problems[6] is problems[9] is None
+
+
+def test_training_is_a_command():
+    assert "train" in cli.make_parser()._subparsers._group_actions[0].choices
 
 
 def test_examples_of_the_command():
@@ -402,7 +412,7 @@ def test_options_in_the_text(page):
     """`--options` that a page names between its commands are of one of our programs, or it says of which other."""
     parsers = cli.make_parser()._subparsers._group_actions[0].choices.values()
     known = {option for parser in parsers for option in parser._option_string_actions}
-    scripts = {found[0] for _, words in COMMANDS if (found := script_and_options(words))} - {"unept-hf"}
+    scripts = {found[0] for _, words in COMMANDS if (found := script_and_options(words))} - {"unept-hf"} | {TRAINER}
     text = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     named = set(re.findall(r"`(?:[^`\n]* )?(--\w+)[^`\n]*`", text))
     for code in re.findall(r"`([^`\n]+)`", text):  # a program and its options
@@ -416,6 +426,46 @@ def test_options_in_the_text(page):
         pytest.importorskip("gradio", reason="needs the extra 'demo'")
         known |= set(re.findall(r"--\w+", help_of("examples/demo/app.py")))
     assert named <= known | {"--help"}
+
+
+# Language
+
+# Phrases that read as translated. "There is no X", "is no longer" and "can not only" are plain English.
+NOT_PLAIN = re.compile(
+    r"\bcan not\b(?! only)|\b(?:has|have) to\b"
+    r"|(?<!there )\b(?:is|are) no\b(?! (?:longer|more|fewer|less|larger|smaller|different)\b)",
+    re.I,
+)
+TEXTS = [
+    *(page for page in PAGES if page.name != "CHANGELOG.md"),
+    *sorted(ROOT.glob("tests/fixtures/*.md")),
+    *sorted(ROOT.glob("unept_hf/**/*.md")),
+    *sorted(ROOT.glob("unept_hf/**/*.py")),
+]
+
+
+def not_plain(text: str) -> list[str]:
+    """Phrases in a page or a module that are not plain English, also across lines of prose, comments and messages."""
+    text = re.sub(r"[\"']\s*\n\s*f?[\"']|\n\s*#", " ", text)
+    text = " ".join(text.split())
+    return [text[max(match.start() - 30, 0) : match.end() + 30] for match in NOT_PLAIN.finditer(text)]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name_of)
+def test_plain_english(path):
+    found = not_plain(path.read_text(encoding="utf-8"))
+    assert found == []
+
+
+def test_phrases_that_are_not_plain_are_found():
+    text = (
+        "A x can\nnot fly.\n# They have\n# to swim.\nf'{y} is '\n    f'no fish.' Whales are no fish; it has\n to go."
+    )
+    assert len(not_plain(text)) == 5
+    assert (
+        not_plain("It is no longer there, can not only swim, and has tools. There are\nno whales: these are not.")
+        == []
+    )
 
 
 if __name__ == "__main__":

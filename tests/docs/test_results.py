@@ -83,39 +83,42 @@ def best_training(model):
 
 
 def sentences():
-    """What README and the page of results say in words, with the figures as the results have them."""
+    """Sentences of the README and the results page, with the figures of the result files."""
     fused = operator_forward("transformers") / operator_forward("ours, fused")
     kernel = model_speed_up("float32, our kernel")
     fast = model_speed_up("bfloat16, channels_last, our kernel, compiled")
-    yield f"layer is {fused:.0f} times faster than transformers' fallback"
-    yield f"a whole ResNet-50 UN-EPT {kernel:.1f} times, and {fast:.1f} times in the documented fast mode"
+    yield f"One layer runs {fused:.0f} times faster than transformers' fallback"
+    yield (
+        f"a whole ResNet-50 UN-EPT runs {kernel:.1f} times faster, and {fast:.1f} times faster in the documented fast "
+        "mode"
+    )
 
     full, full_f1, seconds = (ablation("full", name) for name in ("mean_iou", "boundary_f1_1px", "train_seconds"))
     refined, refined_f1 = (ablation("full", f"refined {name}") for name in ("mean_iou", "boundary_f1_1px"))
     yield (
-        f"in the full model by {refined_f1 - full_f1:.1f} points in the mean over the three seeds, and the mean IoU "
-        f"by {refined - full:.1f}"
+        f"In the full model, it adds {refined_f1 - full_f1:.1f} points of boundary F1 and {refined - full:.1f} points "
+        "of mean IoU, averaged over the three seeds"
     )
     dense = [100 * one["mean_iou"] for one in plot_results.results_of("ablations-cpu")["rows"]["dense attention"]]
     yield (
-        f"by {full - statistics.fmean(dense):.1f} points of mean IoU, of which seeds of the dense one differ by "
-        f"{statistics.stdev(dense):.1f}"
+        f"by {full - statistics.fmean(dense):.1f} points of mean IoU, at about the same cost; the standard deviation "
+        f"of the dense model over the seeds is {statistics.stdev(dense):.1f} points"
     )
     without_heads = ablation("+ spatial branch", "boundary_f1_1px")
-    yield f"the full model and {refined_f1 - without_heads:.1f} points less boundary F1 than the refined one"
+    yield f"the full model and {refined_f1 - without_heads:.1f} points less boundary F1 than the refined model"
     shipped = plot_results.results_of("shipped_checkpoint-cpu")["results"]
     yield f"but costs {100 * (shipped['mean_iou'] - shipped['refined']['mean_iou']):.1f} points of mean IoU"
     deformable = "deformable self-attention"
     more_time = 100 * (ablation(deformable, "train_seconds") / seconds - 1)
-    yield f"by {ablation(deformable, 'mean_iou') - full:.1f} points for {more_time:.0f} % more time in training"
-    yield f"gains nothing for {ablation('dense self-attention', 'train_seconds') / seconds:.0f} times the time"
+    yield f"by {ablation(deformable, 'mean_iou') - full:.1f} points for {more_time:.0f}% more training time"
+    yield f"gains nothing and takes {ablation('dense self-attention', 'train_seconds') / seconds:.0f} times as long"
     later = [ablation(row, "mean_iou", "ablations_long-cpu") for row in (deformable, "full")]
     yield f"the lead is {later[0] - later[1]:.1f} points"
 
     deit = latency("UN-EPT DeiT-B")
     yield (
-        f"a forward of UN-EPT with DeiT-B is {latency('UperNet Swin-B') / deit:.1f} times as fast as that of UperNet "
-        f"and {latency('Mask2Former Swin-B') / deit:.1f} times as fast as that of Mask2Former"
+        f"a forward pass of UN-EPT with DeiT-B is {latency('UperNet Swin-B') / deit:.1f} times as fast as one of "
+        f"UperNet and {latency('Mask2Former Swin-B') / deit:.1f} times as fast as one of Mask2Former"
     )
     unept, eomt, upernet = (best_training(model) for model in ("UN-EPT", "EoMT", "UperNet"))
     others = [
@@ -125,7 +128,7 @@ def sentences():
     points = [f"{100 * run['mean_iou']:.1f}" for run in (unept, eomt, upernet)]
     yield f"UN-EPT ({points[0]}), EoMT ({points[1]}) and UperNet ({points[2]})"
     eomt, upernet = (run["train_seconds"] / unept["train_seconds"] for run in (eomt, upernet))
-    yield f"EoMT takes {eomt:.1f} times the time of UN-EPT, **UperNet {upernet:.1f} of it**"
+    yield f"EoMT takes {eomt:.1f} times as long to train as UN-EPT, and **UperNet {upernet:.1f} times as long**"
 
 
 @pytest.mark.parametrize("sentence", list(sentences()))

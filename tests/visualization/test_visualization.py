@@ -199,7 +199,7 @@ def test_class_areas():
     assert class_areas(np.full((2, 2), 255), ignore_index=255) == []
     assert class_areas(np.full((2, 2), 3.0))[0]["label"] == "class 3"
     for fractions in (np.full((2, 2), 1.5), np.full((2, 2), np.nan)):
-        with pytest.raises(ValueError, match="label_map holds the label (1.5|nan)"):
+        with pytest.raises(ValueError, match=r"label_map holds the label (1.5|nan)"):
             class_areas(fractions)
 
 
