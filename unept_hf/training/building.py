@@ -1,5 +1,5 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""What a training is made of, from its options: data sets, model, batches, optimizer and learning rates."""
+"""What a training is made of, from its options: data sets, model, optimizer and learning rates."""
 
 import math
 from dataclasses import fields
@@ -7,25 +7,19 @@ from typing import Any, TypeAlias
 
 import datasets
 import torch
-from accelerate import Accelerator
 from accelerate.logging import get_logger
-from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
 from ..data.arguments import DatasetArguments
-from ..data.augmentation import TrainingAugmentation
 from ..data.class_lists import ClassList
 from ..data.segmentation_datasets import hold_out, load_segmentation_dataset
 from ..model.backbone_unept import plain_tensors
 from ..model.configuration_unept import UneptConfig
-from ..model.image_processing_unept import UneptImageProcessor
 from ..model.modeling_unept import UneptForSemanticSegmentation
 from .arguments import RunArguments, TrainingDataArguments, TrainingModelArguments, refuse
-from .order import AugmentedDataset, AugmentedStream, TrainingOrder
-from .processes import ignore_signals
 
 
-__all__ = ["load_data", "load_model", "make_config", "make_loader", "make_optimizer", "make_scheduler"]
+__all__ = ["load_data", "load_model", "make_config", "make_optimizer", "make_scheduler"]
 
 logger = get_logger(__name__)
 
@@ -108,68 +102,6 @@ def load_model(
         and f"crop_size={crop_size} must be a multiple of {divisor}, the stride of this model."
     )
     return model
-
-
-def make_loader(
-    dataset: AnyDataset,
-    class_list: ClassList,
-    config: UneptConfig,
-    processor: UneptImageProcessor,
-    accelerator: Accelerator,
-    first_step: int,
-    data_args: TrainingDataArguments,
-    run_args: RunArguments,
-) -> DataLoader:
-    """Batches of this process from a step on. Not for `Accelerator.prepare`: it knows the processes itself."""
-    processes = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
-    accumulation = run_args.gradient_accumulation_steps
-    num_workers = data_args.dataloader_num_workers
-    augmentation = TrainingAugmentation.from_config(
-        config,
-        processor,
-        crop_size=data_args.crop_size,
-        scale=tuple(data_args.scale),
-        ratio_range=tuple(data_args.ratio_range),
-        cat_max_ratio=data_args.cat_max_ratio,
-        flip_probability=data_args.flip_probability,
-        photometric_distortion=data_args.photometric_distortion,
-    )
-    crops: AugmentedStream | AugmentedDataset
-    if isinstance(dataset, datasets.IterableDataset):
-        piece = run_args.train_batch_size // (accelerator.num_processes * accumulation)
-        crops = AugmentedStream(
-            dataset,
-            class_list,
-            augmentation,
-            seed=run_args.seed,
-            buffer_size=data_args.shuffle_buffer_size,
-            batch_size=piece,
-            skip_batches=first_step * accumulation,
-            **processes,
-        )
-        num_workers = min(num_workers, crops.num_shards)
-        batches = {"batch_size": piece}
-    else:
-        crops = AugmentedDataset(dataset, class_list, augmentation, seed=run_args.seed)
-        order = TrainingOrder(
-            len(dataset),
-            run_args.train_batch_size,
-            run_args.max_steps,
-            seed=run_args.seed,
-            first_step=first_step,
-            accumulation_steps=accumulation,
-            **processes,
-        )
-        batches = {"batch_sampler": order}
-    return DataLoader(
-        crops,
-        num_workers=num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-        worker_init_fn=ignore_signals,
-        # Its own, because a loader draws a number, and dropout would not see the same ones after a resume.
-        generator=torch.Generator(),
-        **batches,
-    )
 
 
 def make_optimizer(model: UneptForSemanticSegmentation, run_args: RunArguments) -> torch.optim.AdamW:

@@ -23,8 +23,10 @@ from accelerate.utils import broadcast, broadcast_object_list, load, reduce, set
 from huggingface_hub import create_repo, upload_folder, whoami
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..data.augmentation import TrainingAugmentation
 from ..evaluation.evaluate import evaluate_model
 from ..export.hub import save_for_hub
 from ..export.model_card import (
@@ -40,19 +42,12 @@ from ..model.backbone_unept import plain_tensors
 from ..model.image_processing_unept import UneptImageProcessor
 from ..model.modeling_unept import UneptForSemanticSegmentation
 from ..version import __version__
-from .arguments import (
-    FREE_OPTIONS,
-    NOTED_OPTIONS,
-    RunArguments,
-    TrainingDataArguments,
-    TrainingModelArguments,
-    refuse,
-)
-from .building import load_data, load_model, make_loader, make_optimizer, make_scheduler
+from .arguments import FREE_OPTIONS, NOTED_OPTIONS, RunArguments, TrainingDataArguments, TrainingModelArguments, refuse
+from .building import load_data, load_model, make_optimizer, make_scheduler
 from .checkpoints import checkpoint_to_resume, commit_checkpoint, latest_checkpoint, start_checkpoint
 from .log import TrainingLog, draw_predictions
-from .order import data_fingerprint
-from .processes import Interruption, main_process_leads
+from .order import AugmentedDataset, AugmentedStream, TrainingOrder, data_fingerprint
+from .processes import Interruption, ignore_signals, main_process_leads
 
 
 __all__ = ["SegmentationTrainer"]
@@ -86,6 +81,8 @@ class SegmentationTrainer:
         self.accelerator = accelerator
         self.model_args, self.data_args, self.run_args = model_args, data_args, run_args
         self.output_dir = Path(run_args.output_dir)
+        pieces = accelerator.num_processes * run_args.gradient_accumulation_steps
+        self.piece_size = run_args.train_batch_size // pieces  # crops that a process takes at once
         checkpoint = None
         with main_process_leads(accelerator):
             if accelerator.is_main_process:
@@ -129,9 +126,8 @@ class SegmentationTrainer:
             scheduler = make_scheduler(optimizer, run_args)
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             # Otherwise it wants to see the data loader, and it clips by itself.
-            pieces = accelerator.num_processes * run_args.gradient_accumulation_steps
             plugin_config = accelerator.state.deepspeed_plugin.deepspeed_config
-            plugin_config["train_micro_batch_size_per_gpu"] = run_args.train_batch_size // pieces
+            plugin_config["train_micro_batch_size_per_gpu"] = self.piece_size
             plugin_config["gradient_clipping"] = run_args.max_grad_norm
         self.model, self.optimizer, self.scheduler = accelerator.prepare(model, optimizer, scheduler)
         # So that a checkpoint does not depend on the number of processes.
@@ -297,6 +293,59 @@ class SegmentationTrainer:
 
     # ---- steps ----
 
+    def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        """The batches of this process from this step on, which Accelerate must not split once more."""
+        accelerator, data_args, run_args = self.accelerator, self.data_args, self.run_args
+        augmentation = TrainingAugmentation.from_config(
+            self.config,
+            self.processor,
+            crop_size=data_args.crop_size,
+            scale=tuple(data_args.scale),
+            ratio_range=tuple(data_args.ratio_range),
+            cat_max_ratio=data_args.cat_max_ratio,
+            flip_probability=data_args.flip_probability,
+            photometric_distortion=data_args.photometric_distortion,
+        )
+        processes = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
+        num_workers = data_args.dataloader_num_workers
+        crops: AugmentedStream | AugmentedDataset
+        batches: dict[str, Any]
+        if isinstance(self.train_set, datasets.IterableDataset):
+            batches = {"batch_size": self.piece_size}
+            crops = AugmentedStream(
+                self.train_set,
+                self.class_list,
+                augmentation,
+                seed=run_args.seed,
+                buffer_size=data_args.shuffle_buffer_size,
+                batch_size=self.piece_size,
+                skip_batches=self.step * run_args.gradient_accumulation_steps,
+                **processes,
+            )
+            num_workers = min(num_workers, crops.num_shards)
+        else:
+            crops = AugmentedDataset(self.train_set, self.class_list, augmentation, seed=run_args.seed)
+            order = TrainingOrder(
+                len(self.train_set),
+                run_args.train_batch_size,
+                run_args.max_steps,
+                seed=run_args.seed,
+                first_step=self.step,
+                accumulation_steps=run_args.gradient_accumulation_steps,
+                **processes,
+            )
+            batches = {"batch_sampler": order}
+        loader = DataLoader(
+            crops,
+            num_workers=num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+            worker_init_fn=ignore_signals,
+            # Its own, because a loader draws a number, and dropout would not see the same ones after a resume.
+            generator=torch.Generator(),
+            **batches,
+        )
+        return iter(loader)
+
     def _set_to_training(self) -> None:
         self.model.train()
         if self.run_args.freeze_batch_norm:
@@ -351,18 +400,7 @@ class SegmentationTrainer:
     def train(self) -> bool:
         """Trains to the end, or until a signal comes. Returns whether it got to the end."""
         accelerator, run_args = self.accelerator, self.run_args
-        batches = iter(
-            make_loader(
-                self.train_set,
-                self.class_list,
-                self.config,
-                self.processor,
-                accelerator,
-                self.step,
-                self.data_args,
-                run_args,
-            )
-        )
+        batches = self._batches()
         progress = tqdm(
             total=run_args.max_steps,
             initial=self.step,
