@@ -552,8 +552,9 @@ class UneptPreTrainedModel(PreTrainedModel):
             `size_divisor`, and with a timm backbone the `image_mean` and `image_std` of its pretrained weights.
         """
         options = {"size_divisor": self.base_model.size_divisor}
-        if self.config.backbone_config.model_type == "timm_backbone":
-            pretrained = self.base_model.backbone._backbone.pretrained_cfg
+        backbone: Any = self.base_model.backbone
+        if backbone.config.model_type == "timm_backbone":
+            pretrained = backbone._backbone.pretrained_cfg
             options |= {"image_mean": pretrained["mean"], "image_std": pretrained["std"]}
         return options
 
