@@ -123,7 +123,7 @@ def test_bad_images_are_reported_and_passed_over(folder, photos, capsys):
     ]
     assert "broken.jpg cannot be read: it is not an image" in errors[2] and "truncated" in errors[3]
     assert written() == ["areas/a.json", "areas/deep/b.jpg.json", "areas/deep/b.png.json"]
-    assert main([*arguments, "--existing", "overwrite", "--debug"]) == 1
+    assert main([*arguments, "--existing", "overwrite", "--traceback"]) == 1
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -242,7 +242,7 @@ def test_errors_without_stack_traces(folder, photos, capsys, arguments, message)
     error = capsys.readouterr().err
     assert error.startswith(f"unept-hf {arguments[0]}: ") and message in error and "Traceback" not in error
     with pytest.raises((ValueError, OSError), match=r"."):
-        main([*arguments, "--debug"])
+        main([*arguments, "--traceback"])
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has an accelerator")

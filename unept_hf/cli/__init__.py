@@ -54,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
-        if "--debug" in args:
+        if "--traceback" in args:
             raise
         print(f"unept-hf {args[0]}: {message_of(error)}", file=sys.stderr)
         return 1

@@ -60,7 +60,7 @@ def add_command(
     parser.set_defaults(run=run)
     if has_device:
         parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps.")
-    parser.add_argument("--debug", action="store_true", help="Show the traceback of errors.")
+    parser.add_argument("--traceback", action="store_true", help="Show the traceback of errors.")
     return parser
 
 

@@ -149,7 +149,7 @@ def run(arguments: argparse.Namespace) -> int:
             # Whatever is wrong with one image, the others are still wanted.
             except Exception as error:
                 failures += 1
-                report(name, traceback.format_exc() if arguments.debug else message_of(error))
+                report(name, traceback.format_exc() if arguments.traceback else message_of(error))
     succeeded = len(tasks) + len(problems) - failures
     counts = [f"{succeeded} segmented"]
     counts += [f"{count} {what}" for count, what in ((failures, "failed"), (skipped, "skipped")) if count]
