@@ -1,12 +1,15 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """The common part of both image processors: their options, sizes and label maps. It works without torchvision."""
 
+import contextlib
 import numbers
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 import PIL.Image
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.feature_extraction_utils import BatchFeature
@@ -90,11 +93,18 @@ def resize_with_pillow(pixels: np.ndarray, size: SizeDict, resample: PILImageRes
 def _is_size(size: SizeDict, size_divisor: int, edges: tuple[set[str], ...] = ()) -> bool:
     """Whether a size has a height and width in multiples of `size_divisor`, or exactly the keys of one of `edges`."""
     sides = dict(size)
-    if not all(isinstance(side, numbers.Integral) and int(side) > 0 for side in sides.values()):
+    if not all(isinstance(side, numbers.Integral) and side is not True and int(side) > 0 for side in sides.values()):
         return False
     if sides.keys() == {"height", "width"}:
         return all(side % size_divisor == 0 for side in sides.values())
     return sides.keys() in edges and sides.get("longest_edge", size_divisor) >= size_divisor
+
+
+def _check(options: dict[str, Any], name: str, is_supported: bool, remedy: str) -> None:
+    """Refuses the value of an option."""
+    if not is_supported:
+        value = dict(options[name]) if isinstance(options[name], SizeDict) else options[name]
+        raise ValueError(f"{name}={value!r} is not supported: {remedy}.")
 
 
 class UneptImageProcessorKwargs(ImagesKwargs, total=False):
@@ -172,41 +182,57 @@ class UneptPreprocessing(BaseImageProcessor):
             TypeError: for inputs that are not images.
             OSError: for files that are missing or damaged.
             ValueError: for images, label maps and options that are not supported. The message gives the remedy.
-            StrictDataclassError: for an option of the wrong type (`huggingface_hub`).
         """
-        return super().preprocess(images, segmentation_maps, **kwargs)
+        try:
+            return super().preprocess(images, segmentation_maps, **kwargs)
+        except StrictDataclassError as error:  # an option of the wrong type
+            raise ValueError(str(error)) from error
 
-    def _standardize_kwargs(self, resample=None, **kwargs) -> dict:  # type: ignore[override]
+    def _standardize_kwargs(self, **kwargs) -> dict:  # type: ignore[override]
         """Brings options that may be given in several forms to one, for both backends."""
+        for name in ("size", "crop_size", "pad_size"):
+            is_pair = not isinstance(kwargs.get(name), (list, tuple)) or len(kwargs[name]) == 2
+            _check(kwargs, name, is_pair, "pass (height, width)")
         for name in ("rescale_factor", "image_mean", "image_std"):
             if kwargs.get(name) is not None:
-                value = np.asarray(kwargs[name], dtype=np.float64).tolist()
-                kwargs[name] = tuple(value) if isinstance(value, list) else value
-        kwargs = super()._standardize_kwargs(**kwargs)
+                with contextlib.suppress(TypeError, ValueError, OverflowError, RuntimeError):  # refused if used
+                    value = np.asarray(kwargs[name], dtype=np.float64).tolist()
+                    kwargs[name] = tuple(value) if isinstance(value, list) else value
+        resample = kwargs.get("resample")
         if resample is not None:
-            resample = PILImageResampling(torch_pil_interpolation_mapping.get(resample, resample))
-        return {**kwargs, "resample": resample}
+            is_filter = resample in (*PILImageResampling, *torch_pil_interpolation_mapping)
+            _check(kwargs, "resample", is_filter, "pass one of PIL.Image.Resampling")
+            kwargs["resample"] = PILImageResampling(torch_pil_interpolation_mapping.get(resample, resample))
+        return super()._standardize_kwargs(**kwargs)
 
     def _validate_preprocess_kwargs(self, **kwargs):
-        """The only check of the options, whether the call, the class or its file gives them."""
+        """Checks the options before an image is read, whether the call, the class or its file gives them."""
         super()._validate_preprocess_kwargs(**kwargs)
-
-        def check(name: str, is_supported: bool, remedy: str) -> None:
-            if not is_supported:
-                value = dict(kwargs[name]) if isinstance(kwargs[name], SizeDict) else kwargs[name]
-                raise ValueError(f"{name}={value!r} is not supported: {remedy}.")
-
+        check = partial(_check, kwargs)
         check("do_center_crop", not kwargs["do_center_crop"], "crop the images and label maps beforehand")
-        check("data_format", kwargs["data_format"] in (None, "channels_first"), "the model takes channels first")
         check("ignore_index", isinstance(kwargs["ignore_index"], numbers.Integral), "pass a whole number")
-        for name, lowest, user in (
-            ("rescale_factor", 0, "do_rescale"),
-            ("image_mean", -np.inf, "do_normalize"),
-            ("image_std", 0, "do_normalize"),
+        for name, choices in {
+            "data_format": (None, "channels_first"),
+            "input_data_format": (None, "channels_first", "channels_last"),
+            "return_tensors": (None, "pt", "np"),
+        }.items():
+            check(name, kwargs[name] in choices, f"pass one of {choices}")
+        device_type, device = None, kwargs["device"]
+        with contextlib.suppress(RuntimeError, AssertionError, TypeError):  # PyTorch raises all of these
+            device_type = torch.empty(0, device="cpu" if device is None else device).device.type
+        is_usable = device_type == "cpu" or (device_type is not None and kwargs["return_tensors"] != "np")
+        check("device", is_usable, "pass one that PyTorch can use here, and return_tensors='pt' unless it is the CPU")
+        channels = (3,) if kwargs["do_convert_rgb"] else (1, 3, 4)
+        for name, lowest, user, lengths in (
+            ("rescale_factor", 0, "do_rescale", ()),
+            ("image_mean", -np.inf, "do_normalize", channels),
+            ("image_std", 0, "do_normalize", channels),
         ):
-            values = np.asarray(kwargs[name] if kwargs[user] else 1)
-            is_supported = values.size > 0 and bool(((values > lowest) & (values < np.inf)).all())
-            check(name, is_supported, f"pass finite numbers above {lowest}")
+            value = kwargs[name]
+            values = value if isinstance(value, tuple) and len(value) in lengths else (value,)
+            are_numbers = all(isinstance(one, float) and lowest < one < np.inf for one in values)
+            each = ", or one for each channel" if lengths else ""
+            check(name, are_numbers or not kwargs[user], f"pass a finite number above {lowest}{each}")
         divisor = kwargs["size_divisor"]
         check("size_divisor", isinstance(divisor, numbers.Integral) and divisor > 0, "pass a whole number from 1")
         fixed = f"pass {{'height', 'width'}} in multiples of size_divisor={divisor}"
