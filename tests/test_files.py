@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from unept_hf import SYNTHETIC_SCENES
+from unept_hf import SYNTHETIC_SCENES, UneptForSemanticSegmentation
 from unept_hf.files import atomic_directory, remove_leftovers
 from unept_hf.inference.loading import load_model_and_processor
 
@@ -113,4 +113,7 @@ def test_weights_that_would_run_code(tmp_path):
     with pytest.raises(ValueError, match="model is not plain tensors, and cannot be loaded safely") as error:
         load_model_and_processor(str(folder))
     # PyTorch's advice is to load it all the same.
+    assert "weights_only" not in "".join(traceback.format_exception(error.value))
+    with pytest.raises(ValueError, match="is not plain tensors, and cannot be loaded safely") as error:
+        UneptForSemanticSegmentation.from_pretrained(folder)
     assert "weights_only" not in "".join(traceback.format_exception(error.value))

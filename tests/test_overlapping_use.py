@@ -16,7 +16,7 @@ from transformers.models.deformable_detr import modeling_deformable_detr
 from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor
 from unept_hf.accelerate import accelerate_transformers
 from unept_hf.data.class_lists import load_class_list
-from unept_hf.export.graphs import _quiet
+from unept_hf.export.graphs import _export, export_torch
 from unept_hf.inference.segment import evaluation_mode
 from unept_hf.model import deformable_attention as attention
 from unept_hf.model.deformable_attention import attention_backend
@@ -103,14 +103,33 @@ def test_acceleration_of_transformers():
     assert owner.forward is original
 
 
-def test_quiet_exports():
+def test_exports_take_turns():
     logger = logging.getLogger("torch.onnx")
     level, filters = logger.level, list(warnings.filters)
-    with overlapping(lambda: _quiet, lambda: _quiet):
+    entered = threading.Event()
+
+    def export():
+        with _export():
+            entered.set()
+
+    other = threading.Thread(target=export)
+    with _export():
+        other.start()
+        assert not entered.wait(0.2)
         assert logger.level == logging.ERROR
-        warnings.warn("not heard", stacklevel=1)
+    other.join(60)
+    assert entered.is_set()
     assert logger.level == level
     assert list(warnings.filters) == filters
+
+
+@pytest.mark.slow
+def test_exports_in_two_threads(tmp_path):
+    def export(name):
+        return export_torch(make_model().eval(), tmp_path / name)
+
+    with ThreadPoolExecutor(2) as executor:
+        assert all(difference < 1e-4 for difference in executor.map(export, ("a.pt2", "b.pt2")))
 
 
 def test_sampling_points_while_others_use_the_model():

@@ -18,7 +18,7 @@ ARROWS = {
     "data": {"model", "synthetic"},
     "visualization": {"model", "inference"},
     "evaluation": {"model", "inference", "data", "visualization"},
-    "export": {"model", "inference", "data", "accelerate"},
+    "export": {"model", "inference", "data"},
     "training": {"model", "inference", "data", "evaluation", "visualization", "export"},
     "cli": {"model", "inference", "data", "evaluation", "visualization", "export", "training", "machine_report"}
     | {"__init__"},

@@ -15,10 +15,10 @@ from torch import Tensor
 from .model.deformable_attention import multi_scale_deformable_attention
 
 
-__all__ = ["SharedContext", "accelerate_transformers"]
+__all__ = ["accelerate_transformers"]
 
 
-class SharedContext:
+class _SharedContext:
     """
     A state of the whole process that several threads need at once: the first user enters it, the last leaves it.
 
@@ -87,7 +87,7 @@ def _replaced_operators() -> Iterator[None]:
         yield
 
 
-_acceleration = SharedContext(_replaced_operators)
+_acceleration = _SharedContext(_replaced_operators)
 _DEFINITION = re.compile(r"^class MultiScaleDeformableAttention\(|^def multi_scale_deformable_attention", re.M)
 
 

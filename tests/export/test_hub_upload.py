@@ -386,7 +386,8 @@ SECRET_PLACES = [
     "/secret/data", "./secret/data", "../secret", ".secret", "~/secret", "~secret/data", "\\secret\\data",
     "C:\\secret", "c:/secret", "D:secret", "\\\\server\\secret", "file:///secret/data", "file:secret",
     "s3://secret/data", "local-dir:/secret/data", "$HOME/secret", "%USERPROFILE%\\secret", "clients/secret/data",
-    " /secret", "secret/list.json", '{"backbone": "/secret/data"}', "--data_dir=/secret/data",
+    " /secret", "secret/list.json", '{"backbone": "/secret/data"}', "--data_dir=/secret/data", "@/secret", "`/secret`",
+    "secret/", "secret.csv", "secret.tar.gz", "https://example.org/a,/secret/data", "https://user:secret@example.org/x",
 ]  # fmt: skip
 
 
@@ -425,6 +426,14 @@ def test_cards_show_no_private_path(place):
 def test_options_that_name_folders_are_private_however_they_are_written(option):
     card = default_model_card("my-unept", 5, training_options={"max_steps": 3, option: "secret"})
     assert "secret" not in card and "max_steps: 3" in card
+
+
+def test_other_facts_of_a_card_show_no_private_path():
+    place = "/secret/data"
+    card = default_model_card(
+        pathlib.Path(place, "mine"), 5, backbone=place, license=place, picture=f"{place}/mine.png"
+    )
+    assert "# mine\n" in card and "(mine.png)" in card and "secret" not in card
 
 
 def test_options_that_are_no_paths_are_shown():

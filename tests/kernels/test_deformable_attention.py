@@ -238,6 +238,18 @@ def test_zero_of_anything_gives_zeros(nothing, backend, nan_filled):
             assert not output.any() and not any(gradient.any() for gradient in gradients)
 
 
+@pytest.mark.parametrize("backend", ["torch", pytest.param(BACKEND, marks=needs_kernel)])
+def test_an_empty_level_counts_for_nothing(backend):
+    arguments = draw(spatial_shapes=[(0, 4), (4, 4)], points=3)
+    value, spatial_shapes, locations, weights = plain_form(arguments)
+    with attention_backend(backend):
+        output = multi_scale_deformable_attention(value, spatial_shapes, locations, weights)
+        alone = multi_scale_deformable_attention(
+            value, spatial_shapes[1:], locations[:, :, :, 1:].contiguous(), weights[:, :, :, 1:].contiguous()
+        )
+    torch.testing.assert_close(output, alone)
+
+
 @needs_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_results_do_not_depend_on_the_number_of_threads(dtype):

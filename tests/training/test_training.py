@@ -415,6 +415,10 @@ def test_unknown_option_in_a_file(tmp_path):
         ({"learning_rate": "nan"}, r"learning_rate must be a finite number from 0 on, such as 0\.0001, got nan"),
         ({"max_grad_norm": "inf"}, "max_grad_norm must be a finite number"),
         ({"lr_gamma": -0.1}, r"lr_gamma must be a finite number from 0 on, such as 0\.1, got -0\.1"),
+        (
+            {"torch_compile": True, "torch_compile_backend": "foo"},
+            "torch_compile_backend 'foo' is not one of .*inductor",
+        ),
     ],
 )
 def test_options_that_can_not_be(options, message, tmp_path):
@@ -1314,6 +1318,13 @@ def test_cards_say_what_the_backbone_started_from(tmp_path, monkeypatch):
     assert started_from(tmp_path / "file") == "a checkpoint file"
     model.save_pretrained(tmp_path / "secret")
     run(tmp_path / "trained", **options, model_name_or_path="secret", config_overrides=None)
+    assert started_from(tmp_path / "trained") == "a trained model"
+    # Elsewhere, the name of its folder could be taken for one on the Hub.
+    (tmp_path / "secret").rename(tmp_path / "mine")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    resumed = {"resume_from_checkpoint": "latest", "config_overrides": None}
+    run(tmp_path / "trained", **options | {"max_steps": 2}, **resumed)
     assert started_from(tmp_path / "trained") == "a trained model"
     weights = model.model.backbone.state_dict()
     monkeypatch.setattr(UneptForSemanticSegmentation, "load_pretrained_backbone", lambda *_: weights)

@@ -14,6 +14,7 @@ import logging
 import math
 import operator
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +24,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..accelerate import SharedContext
 from ..files import atomic_file
 from ..inference.segment import evaluation_mode
 from ..model.deformable_attention import attention_backend
@@ -63,11 +63,15 @@ def _dynamic_shapes(divisor: int) -> dict:
     return {"pixel_values": {0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH), 2: height, 3: width}}
 
 
+_exporting = threading.RLock()
+
+
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def _export() -> Iterator[None]:
+    """One export at a time, because PyTorch's exporters share state, and without their remarks on their workings."""
     loggers = [logging.getLogger(name) for name in (None, "torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with _exporting, warnings.catch_warnings():
+        levels = [logger.level for logger in loggers]
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.ERROR)
@@ -76,9 +80,6 @@ def _silence() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels):
                 logger.setLevel(level)
-
-
-_quiet = SharedContext(_silence)  # without the exporters' remarks on their own workings
 
 
 def largest_difference(
@@ -159,7 +160,7 @@ def export_onnx(
         raise ValueError(f"ONNX is exported in float32, but the model is in {model.dtype}; load it in float32.")
     divisor = size_divisor or model.model.size_divisor
     with atomic_file(path) as file:
-        with evaluation_mode(model), attention_backend("torch"), _quiet:
+        with evaluation_mode(model), attention_backend("torch"), _export():
             example = _example(model, 2, 8, 6, divisor)
             names = list(LogitsOnly(model)(example))
             program: Any = torch.onnx.export(
@@ -222,7 +223,7 @@ def quantize_onnx(path: str | os.PathLike, quantized_path: str | os.PathLike, *,
     divisor = json.loads(metadata["size_divisor"])
     channels = reference.get_inputs()[0].shape[1]
     with atomic_file(quantized_path) as file:
-        with _quiet:
+        with _export():
             quantize_dynamic(
                 path, file, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8
             )
@@ -245,7 +246,7 @@ def quantize_onnx(path: str | os.PathLike, quantized_path: str | os.PathLike, *,
 def _exported_program(model, size_divisor: int, keep_kernel: bool) -> torch.export.ExportedProgram:
     # By name, because whatever "auto" stands for gives way to plain PyTorch in exports.
     backend = {"cpu": "cpu", "cuda": "triton"}.get(model.device.type, "torch") if keep_kernel else "torch"
-    with evaluation_mode(model), attention_backend(backend), _quiet:
+    with evaluation_mode(model), attention_backend(backend), _export():
         program = torch.export.export(
             LogitsOnly(model),
             (_example(model, 2, 8, 6, size_divisor),),
@@ -333,7 +334,7 @@ def export_aot_inductor(
     divisor = size_divisor or model.model.size_divisor
     with atomic_file(path) as file:
         program = _exported_program(model, divisor, keep_kernel=False)
-        with _quiet:
+        with _export():
             torch._inductor.aoti_compile_and_package(program, package_path=str(file))
         loaded = torch._inductor.aoti_load_package(str(file))
         return _verify(model, loaded, divisor, tolerance, "The compiled model's output")

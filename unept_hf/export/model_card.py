@@ -30,11 +30,15 @@ METRICS = {
     "boundary_f1_3px": "boundary F-score at 3 pixels",
 }
 # A card is public, and paths tell of a machine and its user. Paths show in how they begin (at the start of a value or
-# after a separator in it), in a backslash or more slashes than names on the Hub have, or in their ending.
+# after a separator in it), in a backslash, in slashes that the one between the two words of a Hub name is not, or in
+# their ending.
 LOCAL_PATH = re.compile(
-    r"""(?:^|[\s"'=,;:|([{<])(?:[/.~$%]|[a-z]:|file:)|\\|/[^\s/]+/|\.(?:json|ya?ml|pth?|ckpt|bin|safetensors)$""", re.I
+    r"""(?:^|[\s"'=,;:|([{<`@])(?:[.$%]|[a-z]:|file:)|[\\~]|(?<!\w)/|/(?!\w)|/[^\s/]+/
+    |\.(?:json|ya?ml|pth?|ckpt|bin|safetensors|onnx|pkl|csv|tsv|txt|zip|t?gz|tar|parquet|arrow|png|jpe?g|webp|tiff?|np[yz])$""",
+    re.I | re.X,
 )
-PUBLIC_ADDRESS = re.compile(r"\b(?:https?|hf)://[^\s\"']+", re.I)
+# Without a user and a password.
+PUBLIC_ADDRESS = re.compile(r"""\b(?:https?|hf)://[^\s"',;@]+(?![^\s"',;]*@)""", re.I)
 # Options of a training that name places, however their values are written.
 PRIVATE_OPTIONS = {
     "output_dir", "data_dir", "image_dir", "label_dir", "resume_from_checkpoint", "backbone_checkpoint",
@@ -164,22 +168,23 @@ def default_model_card(
     Raises:
         ValueError: when `evaluation` does not name its data set, or has no metrics.
     """
+    name = str(name)
     if _looks_like_path(name):
         name = re.split(r"[/\\:]", name.rstrip("/\\"))[-1]
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-segmentation",
-        license=license,
+        license=None if _looks_like_path(license) else license,
         tags=["semantic-segmentation", "unept"],
     )
-    sentence = "" if backbone is None else f" Its backbone is {backbone}."
+    sentence = "" if backbone is None or _looks_like_path(backbone) else f" Its backbone is {backbone}."
     text = MODEL_CARD.format(name=name, num_labels=num_labels, backbone=sentence)
     if evaluation is not None:
         data.model_name = name
         data.eval_results = _evaluation_results(evaluation)
         text += _evaluation_section(evaluation)
     if picture is not None:
-        text += picture_line(picture)
+        text += picture_line(os.path.basename(picture))
     if dataset is not None and dataset_title(dataset).count("/") == 1:
         data.datasets = [dataset]
     if training is None and dataset is not None:
@@ -236,7 +241,7 @@ def _evaluation_section(evaluation: Mapping[str, Any]) -> str:
     if results[0].dataset_split is not None:
         sentence += f" (split `{results[0].dataset_split}`)"
     if "num_images" in evaluation:
-        sentence += f", {evaluation['num_images']} images"
+        sentence += f", {int(evaluation['num_images'])} images"
     settings = _without_private(evaluation.get("settings") or {})
     if settings:
         sentence += f" with {', '.join(f'{name} {value}' for name, value in settings.items())}"

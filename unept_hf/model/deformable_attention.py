@@ -171,6 +171,8 @@ def _plain_attention(value, spatial_shapes, reference_points, positions, scores)
     output = value.new_zeros((), dtype=dtype)
     for level, level_value in enumerate(value.split([height * width for height, width in spatial_shapes], dim=1)):
         height, width = spatial_shapes[level]
+        if not torch.jit.is_tracing() and height * width == 0:
+            continue  # the sampler takes nothing empty
         # (batch * heads, head_dim, height, width) and (batch * heads, queries, points, 2)
         level_value = level_value.to(dtype).permute(0, 2, 3, 1).reshape(batch * heads, head_dim, height, width)
         grid = 2 * positions[:, :, :, level].transpose(1, 2).flatten(0, 1).to(dtype) - 1

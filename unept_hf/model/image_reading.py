@@ -99,10 +99,19 @@ async def _download(address: str) -> io.BytesIO:
 
 def _fetch(address: str) -> io.BytesIO:
     """`_download` within `_DOWNLOAD_SECONDS`, however slowly the server sends headers or content."""
+
+    def run() -> io.BytesIO:
+        # asyncio.run would wait for a name lookup that is still under way in a thread.
+        loop = asyncio.new_event_loop()
+        try:
+            return loop.run_until_complete(asyncio.wait_for(_download(address), _DOWNLOAD_SECONDS))
+        finally:
+            loop.close()
+
+    # In a thread of its own, because the caller's may run an event loop, as in notebooks and servers.
+    thread = ThreadPoolExecutor(1)
     try:
-        # In a thread of its own, because the caller's may run an event loop, as in notebooks and servers.
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(asyncio.run, asyncio.wait_for(_download(address), _DOWNLOAD_SECONDS)).result()
+        return thread.submit(run).result()
     except Exception as error:
         reasons: dict[type[Exception], str] = {
             OSError: str(error),
@@ -110,6 +119,8 @@ def _fetch(address: str) -> io.BytesIO:
         }
         reason = reasons.get(type(error), f"{type(error).__name__}: {error}")
         raise OSError(f"{address} cannot be fetched ({reason}).") from error
+    finally:
+        thread.shutdown(wait=False)  # so that Ctrl-C ends the wait
 
 
 def open_image(source: str | os.PathLike) -> PIL.Image.Image:

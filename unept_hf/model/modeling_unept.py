@@ -28,6 +28,7 @@ from .backbone_unept import (
     backbone_feature_maps,
     check_state_dict,
     create_backbone,
+    plain_tensors,
     pretrained_timm_weights,
     probe_backbone,
     read_state_dict,
@@ -479,9 +480,10 @@ class UneptPreTrainedModel(PreTrainedModel):
             getattr(features, "model", features).set_grad_checkpointing(enable)
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        with plain_tensors(str(pretrained_model_name_or_path)):
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         # transformers makes every parameter that it loads trainable.
-        loaded = super().from_pretrained(*args, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).base_model.freeze_unused_parameters()
         return loaded
 

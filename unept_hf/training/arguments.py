@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from transformers import HfArgumentParser
 
 from ..arguments import merge_options, option, read_options, words_of_options
@@ -103,6 +104,9 @@ class TrainingModelArguments:
     def __post_init__(self):
         self.config_overrides = _json_object("config_overrides", self.config_overrides)
         _expand_paths(self, "backbone_checkpoint", "model_name_or_path")
+        if self.model_name_or_path is not None and os.path.exists(self.model_name_or_path):
+            # A run that resumes in another folder must not take it for a name on the Hub, and publish it.
+            self.model_name_or_path = os.path.abspath(self.model_name_or_path)
         backbones = bool(self.use_pretrained_backbone) + bool(self.backbone_checkpoint)
         refuse(
             backbones > 1 and "use_pretrained_backbone and backbone_checkpoint exclude each other: choose one.",
@@ -217,6 +221,9 @@ class RunArguments:
         refuse(
             self.mixed_precision not in (None, "no", "fp16", "bf16")
             and f"mixed_precision must be no, fp16 or bf16, got {self.mixed_precision!r}.",
+            self.torch_compile
+            and self.torch_compile_backend not in (known := torch.compiler.list_backends(exclude_tags=()))
+            and f"torch_compile_backend {self.torch_compile_backend!r} is not one of {', '.join(known)}.",
             self.evaluation_mode not in ("whole", "slide")
             and f"evaluation_mode must be whole or slide, got {self.evaluation_mode!r}.",
             self.lr_scheduler_type == "reduce_lr_on_plateau"
