@@ -1323,8 +1323,7 @@ def test_cards_say_what_the_backbone_started_from(tmp_path, monkeypatch):
     (tmp_path / "secret").rename(tmp_path / "mine")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    resumed = {"resume_from_checkpoint": "latest", "config_overrides": None}
-    run(tmp_path / "trained", **options | {"max_steps": 2}, **resumed)
+    run(tmp_path / "trained", **options | {"max_steps": 2}, resume_from_checkpoint="latest")
     assert started_from(tmp_path / "trained") == "a trained model"
     weights = model.model.backbone.state_dict()
     monkeypatch.setattr(UneptForSemanticSegmentation, "load_pretrained_backbone", lambda *_: weights)
