@@ -1320,11 +1320,14 @@ def test_cards_say_what_the_backbone_started_from(tmp_path, monkeypatch):
     run(tmp_path / "trained", **options, model_name_or_path="secret", config_overrides=None)
     assert started_from(tmp_path / "trained") == "a trained model"
     # Elsewhere, the name of its folder could be taken for one on the Hub.
-    (tmp_path / "secret").rename(tmp_path / "mine")
+    options |= {"config_overrides": None}
     (tmp_path / "elsewhere").mkdir()
+    preset = UneptForSemanticSegmentation.from_preset("unept-tiny", query_grid_size=(4, 4), num_labels=3)
+    preset.save_pretrained(tmp_path / "secret" / "model")
+    run(tmp_path / "moved", **options, model_name_or_path="secret/model")
     monkeypatch.chdir(tmp_path / "elsewhere")
-    run(tmp_path / "trained", **options | {"max_steps": 2}, resume_from_checkpoint="latest")
-    assert started_from(tmp_path / "trained") == "a trained model"
+    run(tmp_path / "moved", **options | {"max_steps": 2}, resume_from_checkpoint="latest")
+    assert started_from(tmp_path / "moved") == "a trained model"
     weights = model.model.backbone.state_dict()
     monkeypatch.setattr(UneptForSemanticSegmentation, "load_pretrained_backbone", lambda *_: weights)
     run(tmp_path / "timm", **options, use_pretrained_backbone=True)
