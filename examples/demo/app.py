@@ -12,6 +12,7 @@ import base64
 import contextlib
 import html
 import io
+import math
 import os
 import reprlib
 import tempfile
@@ -92,7 +93,7 @@ class DemoArguments(HubArguments):
     max_total_megabytes: int = field(
         default=2000, metadata={"help": "MB of the files of all visitors together. The oldest are deleted."}
     )
-    time_limit: float = field(default=60, metadata={"help": "Seconds for a picture, from its file to its results."})
+    time_limit: float = field(default=60, metadata={"help": "Seconds for an upload, and then for its results."})
     server_name: str | None = field(
         default=None, metadata={"help": "Address to listen at: 0.0.0.0 admits other machines."}
     )
@@ -235,18 +236,22 @@ class Storage:
 
 class Border:
     """
-    ASGI middleware that bounds the length of each request, and the size of all uploads together.
+    ASGI middleware that bounds the length of each request and the time that it takes to arrive, and the size of all
+    uploads together.
 
     Args:
         app: the application behind it.
         storage: where uploads go.
         max_file_size: largest size of a file in bytes.
+        time_limit: seconds for the body of a request. Without it, a visitor whose connection stalls would occupy
+            the room for an upload.
     """
 
-    def __init__(self, app, storage: Storage, max_file_size: int):
+    def __init__(self, app, storage: Storage, max_file_size: int, time_limit: float):
         self.app = app
         self.storage = storage
         self.max_file_size = max_file_size
+        self.time_limit = time_limit
         self.uploads = 0  # in progress
 
     async def __call__(self, scope, receive, send):
@@ -256,10 +261,22 @@ class Border:
         is_upload = scope["path"].rstrip("/").endswith("/upload")
         most = LONGEST_BODY + is_upload * self.max_file_size
         left = most
+        end = anyio.current_time() + self.time_limit
 
         async def receive_bounded():
-            nonlocal left
-            message = await receive()
+            nonlocal left, end
+            try:
+                with anyio.fail_after(end - anyio.current_time()):
+                    message = await receive()
+            except TimeoutError as error:
+                raise HTTPException(
+                    408,
+                    f"The request took longer than the limit of {self.time_limit:g} seconds. "
+                    "Try again, or send a smaller picture.",
+                    {"Connection": "close"},
+                ) from error
+            if not message.get("more_body", False):
+                end = math.inf  # what follows is the end of the connection, which answers may wait for
             left -= len(message.get("body", b""))
             if left < 0:
                 raise HTTPException(413, f"The request is too long: the limit is {most} bytes. Send one picture.")
@@ -287,15 +304,18 @@ class Page(gr.Blocks):
         super().__init__(**kwargs)
         self.storage = storage
 
+    async def process_api(self, block_fn, inputs, *args, event_data=None, **kwargs):
+        pending = [inputs, event_data and event_data._data]
+        while pending:
+            value = pending.pop()
+            if isinstance(value, dict) and "path" in value:
+                self.storage.find(value)
+            if isinstance(value, (dict, list)):
+                pending += value.values() if isinstance(value, dict) else value
+        return await super().process_api(block_fn, inputs, *args, event_data=event_data, **kwargs)
+
     async def preprocess_data(self, block_fn, inputs, *args, **kwargs):
         try:
-            pending = list(inputs)
-            while pending:
-                value = pending.pop()
-                if isinstance(value, dict) and "path" in value:
-                    self.storage.find(value)
-                if isinstance(value, (dict, list)):
-                    pending += value.values() if isinstance(value, dict) else value
             return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
         except gr.Error:
             raise
@@ -686,7 +706,7 @@ def main() -> None:
             server_port=arguments.server_port,
             share=False,
             max_file_size=max_file_size,
-            app_kwargs={"middleware": [Middleware(Border, demo.storage, max_file_size)]},
+            app_kwargs={"middleware": [Middleware(Border, demo.storage, max_file_size, arguments.time_limit)]},
             state_session_capacity=MOST_VISITORS,
             theme=gr.themes.Default(primary_hue="blue").set(body_text_color_subdued="*neutral_500"),
             css=CSS,

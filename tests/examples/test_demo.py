@@ -27,6 +27,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
+import anyio
 import numpy as np
 import pytest
 import torch
@@ -600,6 +601,11 @@ def test_requests_reach_no_file_but_uploads(address, events, folder, scene, tmp_
                     returned, said = ask(address, event, data, event_data={"index": [0, 0], "value": None})
                     assert returned in (None, [None])
                     assert len(said) == 1 and said[0].startswith("The picture is gone: "), (event, place, path, said)
+            for event_data in ({"path": path, **extra}, {"index": [1, 1], "value": [{"path": path, **extra}]}):
+                for event, inputs in events.items():
+                    returned, said = ask(address, event, [None] * inputs, event_data=event_data)
+                    assert returned is None
+                    assert len(said) == 1 and said[0].startswith("The picture is gone: "), (event, event_data, said)
             nested = {"path": uploaded, "orig_name": [{"path": path, **extra}]}
             assert ask(address, CHECK, [nested])[1][0].startswith("The picture is gone: ")
     finally:
@@ -682,6 +688,62 @@ def test_space_for_uploads_is_bounded(address, folder, scene):
     assert status == 413 and "too long" in answer
     _, (last,) = send_files(address, scene.read_bytes())
     assert_segments(address, folder, last)
+
+
+def test_stalled_uploads_are_given_up(folder, scene):
+    # There is room for two uploads at a time.
+    limits = {"--max_megabytes": "1", "--max_total_megabytes": "4", "--time_limit": "1"}
+    start = b"POST /gradio_api/upload HTTP/1.1\r\nHost: demo\r\nContent-Length: 1000\r\n"
+    start += b"Content-Type: multipart/form-data; boundary=border\r\n\r\n"
+    part = b'--border\r\nContent-Disposition: form-data; name="files"; filename="scene.png"\r\n\r\n'
+    with running_app(str(folder), *itertools.chain(*limits.items())) as address, contextlib.ExitStack() as stack:
+        place = urlsplit(address)
+        stalled = [socket.create_connection((place.hostname, place.port), timeout=30) for _ in range(2)]
+        for connection, body in zip(stalled, (b"", part)):
+            stack.enter_context(connection).sendall(start + body)
+        for connection in stalled:
+            # Up to the end of the connection.
+            answer = stack.enter_context(connection.makefile("rb")).read().decode()
+            assert answer.startswith("HTTP/1.1 408 ") and "took longer than the limit of 1 seconds" in answer
+        assert send_files(address, scene.read_bytes())[0] == 200
+
+
+def test_time_limit_is_that_of_the_whole_upload(tmp_path, monkeypatch):
+    # Each byte arrives within the limit, but all of them together would take ten times as long.
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    left = 100
+
+    async def receive():
+        nonlocal left
+        await anyio.sleep(0.05)
+        left -= 1
+        return {"type": "http.request", "body": b"x", "more_body": left > 0}
+
+    async def read(scope, receive, send):
+        while (await receive())["more_body"]:
+            pass
+
+    border = app.Border(read, app.Storage(2**30), max_file_size=2**20, time_limit=0.5)
+    with pytest.raises(app.HTTPException) as error:
+        anyio.run(border, {"type": "http", "path": "/gradio_api/upload"}, receive, None)
+    assert error.value.status_code == 408 and border.uploads == 0
+
+
+def test_time_limit_of_a_request_ends_with_its_body():
+    # While a visitor waits for results, the server waits for the end of the connection.
+    async def receive():
+        if received:
+            await anyio.sleep(0.5)
+        return {"type": "http.disconnect"} if received else {"type": "http.request", "body": b"{}"}
+
+    async def read(scope, receive, send):
+        for _ in range(2):
+            received.append((await receive())["type"])
+
+    received = []
+    border = app.Border(read, None, max_file_size=2**20, time_limit=0.1)
+    anyio.run(border, {"type": "http", "path": "/gradio_api/queue/data"}, receive, None)
+    assert received == ["http.request", "http.disconnect"]
 
 
 def choose_file(page, file) -> None:
