@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import ConvNextConfig, Dinov2Config, PvtV2Config, ResNetConfig, SwinConfig
+from transformers import ConvNextConfig, Dinov2Config, FocalNetConfig, PvtV2Config, ResNetConfig, SwinConfig
 
 from unept_hf import UneptConfig, UneptForSemanticSegmentation, UneptImageProcessor, UneptModel
 from unept_hf.inference.segment import segment
@@ -517,8 +517,15 @@ def test_backbones_of_one_image_size():
 
 
 def test_backbones_whose_maps_do_not_cover_the_image():
-    with pytest.raises(ValueError, match=r"'inception_v3' must cover an image evenly.*makes maps.*Choose another"):
+    with pytest.raises(ValueError, match=r"'inception_v3' do not fit: they are .* must cover an image evenly"):
         timm_model("inception_v3", [2, 3, 4])
+
+
+def test_backbones_whose_maps_have_other_channels_than_they_say():
+    stages = [f"stage{number}" for number in range(1, 5)]
+    backbone = FocalNetConfig(embed_dim=8, hidden_sizes=[8, 16, 32, 64], depths=[1] * 4, out_features=stages)
+    with pytest.raises(ValueError, match=r"'focalnet' do not fit: they have .* channels where its configuration says"):
+        UneptForSemanticSegmentation(UneptConfig(backbone_config=backbone))
 
 
 @pytest.mark.floor

@@ -100,8 +100,8 @@ def probe_backbone(
         takes, or `None` if it takes every multiple; and the names of the parameters on which no feature map depends.
 
     Raises:
-        ValueError: when the feature maps do not cover an image evenly, or when a timm backbone takes images of one
-            size only and `model_args` does not name that size.
+        ValueError: when the feature maps do not cover an image evenly, or have other channels than the backbone says;
+            or when a timm backbone takes images of one size only and `model_args` does not name that size.
     """
     fields = json.loads(backbone_config)
     with torch.device("meta"):
@@ -124,12 +124,17 @@ def probe_backbone(
     def find_strides(height: int, width: int) -> list[int] | None:
         nonlocal problem
         try:
-            shapes = [tuple(feature_map.shape[-2:]) for feature_map in feature_maps(height, width)]
+            maps = feature_maps(height, width)
         except _BACKBONE_ERRORS as error:
             problem = str(error) or type(error).__name__
             return None
+        channels, promised = [one.shape[1] for one in maps], list(backbone.channels[-num_feature_levels:])
+        if channels != promised:
+            problem = f"they have {channels} channels where its configuration says {promised}"
+            return None
+        shapes = [tuple(one.shape[-2:]) for one in maps]
         if any(height * columns != width * rows or height % rows for rows, columns in shapes):
-            problem = f"it makes maps of {', '.join(f'{rows} x {columns}' for rows, columns in shapes)} from an image "
+            problem = f"they are {', '.join(f'{rows} x {columns}' for rows, columns in shapes)} from an image "
             problem += f"of {height} x {width}"
             return None
         return [height // rows for rows, _ in shapes]
@@ -144,8 +149,8 @@ def probe_backbone(
             strides = features.feature_info.reduction()[-num_feature_levels:]
     if strides is None:
         raise ValueError(
-            f"The feature maps of the backbone {name!r} must cover an image evenly, but: {problem}. Choose another "
-            "backbone."
+            f"The feature maps of the backbone {name!r} do not fit: {problem}. They must cover an image evenly. "
+            "Choose another backbone."
         )
     stride = math.lcm(query_stride, *strides)
     # In some backbones whole windows must fill a map: sides of 5 and 7 times a candidate show it.
