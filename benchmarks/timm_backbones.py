@@ -8,7 +8,7 @@ A family is the models that share a source file of timm and the first letters of
 an hour on two cores; an interrupted run continues where it stopped.
 
     python benchmarks/timm_backbones.py
-    python benchmarks/timm_backbones.py --models swin_tiny_patch4_window7_224 coat_lite_tiny --output /tmp/results
+    python benchmarks/timm_backbones.py --models swin_tiny_patch4_window7_224 coat_lite_tiny --output results
 """
 
 import argparse

@@ -103,6 +103,28 @@ def test_acceleration_of_transformers():
     assert owner.forward is original
 
 
+@pytest.mark.floor
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_recomputation_in_another_thread_takes_the_backend_of_the_forward(use_reentrant, monkeypatch):
+    model = make_model().train()
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)(
+        {"use_reentrant": use_reentrant}
+    )
+    plain, calls = attention._plain_attention, []
+    monkeypatch.setattr(
+        attention, "_plain_attention", lambda *args: calls.append(threading.get_ident()) or plain(*args)
+    )
+    with attention_backend("torch"):
+        outputs = model(torch.rand(1, 3, 64, 64).requires_grad_())
+    in_forward = len(calls)
+    assert in_forward
+    backward = threading.Thread(target=outputs.logits.sum().backward)
+    backward.start()
+    backward.join(60)
+    assert model.classifier.weight.grad is not None
+    assert len(calls) == 2 * in_forward and set(calls[in_forward:]) == {backward.ident}
+
+
 def test_exports_take_turns():
     logger = logging.getLogger("torch.onnx")
     level, filters = logger.level, list(warnings.filters)

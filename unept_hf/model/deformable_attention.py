@@ -16,9 +16,10 @@ Source: Zhu et al., "Deformable DETR", equation 3.
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from torch.nn import functional as F
 __all__ = [
     "attention_backend",
     "deformable_attention",
+    "keep_backend",
     "multi_scale_deformable_attention",
     "sampling_locations_and_weights",
 ]
@@ -71,6 +73,17 @@ def attention_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _choice.backend = before
+
+
+def keep_backend(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with the backend of this thread and moment, whichever thread calls it later."""
+    backend = _choice.backend
+
+    def call(*args, **kwargs):
+        with attention_backend(backend):
+            return function(*args, **kwargs)
+
+    return function if torch.compiler.is_compiling() else call
 
 
 def _why_not(name: str, *arguments) -> str | None:

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -38,6 +39,7 @@ from .boundary import DIRECTIONS, boundary_targets
 from .configuration_unept import UneptConfig
 from .deformable_attention import (
     deformable_attention,
+    keep_backend,
     multi_scale_deformable_attention,
     sampling_locations_and_weights,
 )
@@ -471,8 +473,14 @@ class UneptPreTrainedModel(PreTrainedModel):
         def is_activation_checkpointing(self) -> bool:
             return self.is_gradient_checkpointing
 
-    def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs):
-        super()._set_gradient_checkpointing(enable, *args, **kwargs)
+    def _set_gradient_checkpointing(  # type: ignore[override]
+        self, enable: bool = True, gradient_checkpointing_func=checkpoint, **kwargs
+    ):
+        def checkpoint_with_backend(function, *args, **options):
+            # The backward computes again, in a thread of its own on a GPU, and perhaps after the choice has ended.
+            return gradient_checkpointing_func(keep_backend(function), *args, **options)
+
+        super()._set_gradient_checkpointing(enable, checkpoint_with_backend, **kwargs)
         # TimmBackbone does not pass it on.
         backbone: Any = self.base_model.backbone
         if backbone.config.model_type == "timm_backbone":
