@@ -820,6 +820,7 @@ def test_killed_ten_times(processes, tmp_path):
     assert [path.name for path in list_checkpoints(killed)] == ["checkpoint-22", "checkpoint-24"]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_ends_well(processes, tmp_path):
     """One of two processes gets the signal; both finish the step, and the training goes on as if nothing had been."""
     options = {"max_steps": 16, "eval_steps": 8, "max_eval_images": 1}

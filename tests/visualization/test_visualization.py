@@ -12,6 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import PIL.Image
 import pytest
@@ -146,7 +147,8 @@ def test_bad_input(scene):
         draw_boundaries(image, np.zeros((2, 2)), label_map)
 
 
-def test_images_at_addresses(scene, tmp_path):
+def test_images_at_addresses(scene, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     image, label_map = scene
     image.save(tmp_path / "image.png")
     expected = np.asarray(overlay(image, label_map))
