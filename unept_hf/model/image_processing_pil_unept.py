@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling, SizeDict
 
-from .image_preprocessing import UneptPreprocessing, resize_with_pillow
+from .image_preprocessing import UneptImageProcessorKwargs, UneptPreprocessing, resize_with_pillow
 
 
 __all__ = ["UneptImageProcessorPil"]
@@ -18,6 +18,9 @@ class UneptImageProcessorPil(UneptPreprocessing, PilBackend):
     Image processor of UN-EPT on PIL and NumPy. It gives the same as [`UneptImageProcessor`], up to the rounding of
     resized 8 bit pixels, and needs no torchvision. `UneptImageProcessor` describes the arguments.
     """
+
+    # transformers looks for the class of the arguments in the module of a processor.
+    valid_kwargs = UneptImageProcessorKwargs  # type: ignore[assignment]
 
     def _to_backend(self, tensor: Tensor, device: "torch.device | str | None") -> np.ndarray:
         return tensor.numpy(force=True)
