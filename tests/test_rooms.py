@@ -20,10 +20,8 @@ ARROWS = {
     "evaluation": {"model", "inference", "data", "visualization"},
     "export": {"model", "inference", "data"},
     "training": {"model", "inference", "data", "evaluation", "visualization", "export"},
-    "cli": {"model", "inference", "data", "evaluation", "visualization", "export", "training", "machine_report"}
-    | {"__init__"},
+    "cli": {"model", "inference", "data", "evaluation", "visualization", "export", "training"} | {"__init__"},
     "accelerate": {"model", "kernels"},
-    "machine_report": {"model", "inference"},
     "__main__": {"cli"},
 }
 # Files at the top that all rooms may import, and that import nothing of the package.
