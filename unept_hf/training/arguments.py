@@ -13,6 +13,7 @@ from transformers import HfArgumentParser
 
 from ..arguments import merge_options, option, read_options, words_of_options
 from ..data.arguments import DatasetArguments
+from ..model.configuration_unept import PRESETS
 
 
 __all__ = [
@@ -85,7 +86,7 @@ def _expand_paths(arguments: Any, *names: str) -> None:
 class TrainingModelArguments:
     """Which model to train."""
 
-    preset: str = option("unept-resnet50", "A new model: unept-resnet50, unept-deit-base or unept-tiny.")
+    preset: str = option("unept-resnet50", f"A new model: {', '.join(PRESETS)}.")
     config_overrides: dict[str, Any] | str | None = option(
         None,
         "Fields of UneptConfig that replace those of the preset or of the trained model, as JSON: "
