@@ -14,8 +14,8 @@ from unept_hf.training.arguments import parse_arguments
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples" / "configs"
 
-# Where a value comes from. Files are those of github.com/amazon-science/unified-ept; "copy" is an earlier state of that
-# code, github.com/yzc1122333/UN-EPT. EPT is the model before it had boundary heads.
+# Where a value comes from. Files are those of github.com/amazon-science/unified-ept; "copy" is an earlier state of
+# that code, github.com/yzc1122333/UN-EPT. EPT is the model before it had boundary heads.
 RESNET = "configs/res50_unept_ade20k.py"
 DEIT = "configs/deit_unept_ade20k.py"
 CONTEXT = "configs/deit_unept_pcontext.py"

@@ -33,10 +33,18 @@ examples:
   unept-hf segment my-model photos/ "more/*.png" --output_dir results --class_list ade20k
   unept-hf segment my-model big.tif --mode slide --do_resize false --refine_boundaries --save label_maps refinement
   unept-hf segment my-model photos/ --existing skip        (continues after an interruption)
+  unept-hf segment my-model leftImg8bit/test --do_resize false --save cityscapes_label_ids
 
 Exit status: 0 if all images were segmented, 1 if some were not (each is reported), 2 for wrong options."""
 
-SUFFIXES = {"label_maps": ".png", "overlays": ".png", "areas": ".json", "boundaries": ".png", "refinement": ".png"}
+SUFFIXES = {
+    "label_maps": ".png",
+    "overlays": ".png",
+    "areas": ".json",
+    "boundaries": ".png",
+    "refinement": ".png",
+    "cityscapes_label_ids": ".png",
+}
 
 
 @dataclass
@@ -49,7 +57,8 @@ class SegmentationArguments(PredictionOptions):
         metadata={
             "help": "What to write, each into a directory of that name: label maps (PNG, one class number for each "
             "pixel), pictures of the classes over the image, areas of the classes (JSON), pictures of the "
-            "boundaries, pictures of the changes by the refinement.",
+            "boundaries, pictures of the changes by the refinement, label maps (PNG) with the label ids that the test "
+            "server of Cityscapes expects.",
             "choices": list(SUFFIXES),
         },
     )
@@ -138,6 +147,7 @@ def run(arguments: argparse.Namespace) -> int:
                 f"--class_list {options.class_list} has {len(palette)} classes, but the model "
                 f"{model.config.num_labels}."
             )
+        label_ids = _cityscapes_label_ids(model.config.id2label) if "cityscapes_label_ids" in options.save else None
         with usage_errors(arguments):
             options.check_model(model)
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -145,7 +155,7 @@ def run(arguments: argparse.Namespace) -> int:
             pass  # a directory that cannot be written is an error of its own, not of each image
         for name, files in tqdm(tasks.items(), desc="Segmenting", unit="image", disable=None):
             try:
-                _segment_one(model, processor, name, files, options, palette)
+                _segment_one(model, processor, name, files, options, palette, label_ids)
             # Whatever is wrong with one image, the others are still wanted.
             except Exception as error:
                 failures += 1
@@ -157,7 +167,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _segment_one(model, processor, name: str, files: dict[str, Path], options: SegmentationArguments, palette) -> None:
+def _cityscapes_label_ids(id2label: dict[int, str]) -> np.ndarray:
+    """The label id of each class of a model, uint8 `(classes,)`: cityscapesScripts, helpers/labels.py."""
+    from ..data.class_lists import load_class_list
+
+    classes = load_class_list("cityscapes")
+    if unknown := [name for name in id2label.values() if name not in classes.label2id]:
+        raise ValueError(
+            "cityscapes_label_ids is for models with the classes of Cityscapes, but "
+            f"{', '.join(map(repr, unknown[:5]))} are not among them: save label_maps, or give the model the names of "
+            "the class list cityscapes."
+        )
+    label_ids = {train_id: int(label_id) for label_id, train_id in classes.extras["label_id_to_train_id"].items()}
+    return np.array([label_ids[classes.label2id[id2label[index]]] for index in range(len(id2label))], np.uint8)
+
+
+def _segment_one(
+    model, processor, name: str, files: dict[str, Path], options: SegmentationArguments, palette, label_ids
+) -> None:
     from ..inference.segment import segment
     from ..model.image_reading import open_image, reading
     from ..visualization import figures
@@ -182,6 +209,8 @@ def _segment_one(model, processor, name: str, files: dict[str, Path], options: S
             if kind == "label_maps":
                 dtype = np.uint8 if model.config.num_labels <= 256 else np.uint16
                 PIL.Image.fromarray(label_map.numpy().astype(dtype)).save(part)
+            elif kind == "cityscapes_label_ids":
+                PIL.Image.fromarray(label_ids[label_map.numpy()]).save(part)
             elif kind == "areas":
                 height, width = label_map.shape
                 areas = figures.class_areas(label_map, id2label)
