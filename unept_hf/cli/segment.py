@@ -147,7 +147,8 @@ def run(arguments: argparse.Namespace) -> int:
                 f"--class_list {options.class_list} has {len(palette)} classes, but the model "
                 f"{model.config.num_labels}."
             )
-        label_ids = _cityscapes_label_ids(model.config.id2label) if "cityscapes_label_ids" in options.save else None
+        if "cityscapes_label_ids" in options.save:
+            _cityscapes_label_ids(model.config.id2label)  # other classes are one error, not one of each image
         with usage_errors(arguments):
             options.check_model(model)
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -155,7 +156,7 @@ def run(arguments: argparse.Namespace) -> int:
             pass  # a directory that cannot be written is an error of its own, not of each image
         for name, files in tqdm(tasks.items(), desc="Segmenting", unit="image", disable=None):
             try:
-                _segment_one(model, processor, name, files, options, palette, label_ids)
+                _segment_one(model, processor, name, files, options, palette)
             # Whatever is wrong with one image, the others are still wanted.
             except Exception as error:
                 failures += 1
@@ -182,9 +183,7 @@ def _cityscapes_label_ids(id2label: dict[int, str]) -> np.ndarray:
     return np.array([label_ids[classes.label2id[id2label[index]]] for index in range(len(id2label))], np.uint8)
 
 
-def _segment_one(
-    model, processor, name: str, files: dict[str, Path], options: SegmentationArguments, palette, label_ids
-) -> None:
+def _segment_one(model, processor, name: str, files: dict[str, Path], options: SegmentationArguments, palette) -> None:
     from ..inference.segment import segment
     from ..model.image_reading import open_image, reading
     from ..visualization import figures
@@ -210,7 +209,7 @@ def _segment_one(
                 dtype = np.uint8 if model.config.num_labels <= 256 else np.uint16
                 PIL.Image.fromarray(label_map.numpy().astype(dtype)).save(part)
             elif kind == "cityscapes_label_ids":
-                PIL.Image.fromarray(label_ids[label_map.numpy()]).save(part)
+                PIL.Image.fromarray(_cityscapes_label_ids(id2label)[label_map.numpy()]).save(part)
             elif kind == "areas":
                 height, width = label_map.shape
                 areas = figures.class_areas(label_map, id2label)
