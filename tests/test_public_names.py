@@ -10,6 +10,7 @@ import unept_hf
 
 
 PUBLIC_NAMES = [
+    "STREET_PHOTOS",
     "SYNTHETIC_SCENES",
     "UneptConfig",
     "UneptForSemanticSegmentation",

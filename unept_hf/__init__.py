@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .inference.segment import segment
 
 __all__ = [
+    "STREET_PHOTOS",
     "SYNTHETIC_SCENES",
     "UneptConfig",
     "UneptForSemanticSegmentation",
@@ -47,8 +48,11 @@ _MODULES = {
     "segment": ".inference.segment",
 }
 
+STREET_PHOTOS = str(Path(__file__).parent / "checkpoints" / "street_photos")
+"""Directory of the shipped model of street photographs (11 classes of CamVid), for `from_pretrained` and `pipeline`."""
+
 SYNTHETIC_SCENES = str(Path(__file__).parent / "checkpoints" / "synthetic_scenes")
-"""Directory of the checkpoint that comes with the package, for `from_pretrained` and `pipeline`."""
+"""Directory of the shipped model of drawn scenes (22 classes), for tests and as a start for other drawn pictures."""
 
 AutoConfig.register("unept", UneptConfig, exist_ok=True)
 AutoModel.register(UneptConfig, UneptModel, exist_ok=True)

@@ -2,7 +2,7 @@
 """
 A page to try models on: upload a picture, see its classes, refine boundaries, look at sampling points.
 
-    python examples/demo/app.py                      (the small model that ships with unept-hf)
+    python examples/demo/app.py                      (the model of street photographs that ships with unept-hf)
     python examples/demo/app.py my-model owner/name  (your own models, to choose among)
 
 docs/demo.md describes the page, and how to publish this directory as a Space.
@@ -51,6 +51,7 @@ from unept_hf.visualization.sampling_points import sampling_points
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 NOT_IN_BROWSERS = ("TIFF",)
 
+STREET = Path(__file__).parents[2] / "docs" / "images" / "street.jpg"  # which a copy of this directory lacks
 MOST_STEPS = 10
 SHOWN_SIZE = 768  # pixels of the longer side of a picture on the page; small ones are enlarged to have thin lines
 KEPT_SECONDS = 3600  # how long files of visitors stay on the disk
@@ -562,12 +563,15 @@ class Demo:
         return text, gr.Image(image, format="png", visible=True)
 
 
-def draw_examples(folder: str) -> list[str]:
-    """Draws synthetic scenes that the shipped model was not trained on, and returns their files."""
+def example_pictures(folder: str, models: list[str]) -> list[str]:
+    """Files of pictures to try: a street photograph and, for models of your own, drawn scenes as well."""
+    photographs = [str(STREET)] if STREET.is_file() else []
+    if photographs and models == [short_name(unept_hf.STREET_PHOTOS)]:
+        return photographs
     files = [Path(folder) / f"scene_{number}.png" for number in range(1, 5)]
     for file, scene in zip(files, synthetic_scenes(len(files), size=(288, 384), split="validation")):
         scene["image"].save(file)
-    return [str(file) for file in files]
+    return [*photographs, *map(str, files)]
 
 
 def build_page(demo: Demo) -> gr.Blocks:
@@ -595,7 +599,9 @@ def build_page(demo: Demo) -> gr.Blocks:
                 # Gradio copies these files.
                 with tempfile.TemporaryDirectory() as folder:
                     before = storage.files()
-                    examples = gr.Examples(draw_examples(folder), picture, label="Examples (a click segments them)")
+                    examples = gr.Examples(
+                        example_pictures(folder, names), picture, label="Examples (a click segments them)"
+                    )
                     storage.permanent = storage.files() - before
                 with gr.Group():
                     model_name = gr.Dropdown(names, value=names[0], label="Model", elem_id="model")
@@ -668,15 +674,20 @@ def build_page(demo: Demo) -> gr.Blocks:
 
 def model_names(names: list[str]) -> list[str]:
     """The models to offer: `names`, those of the variable (a Space has no command line), or our own."""
-    return names or os.environ.get("UNEPT_DEMO_MODELS", "").split() or [unept_hf.SYNTHETIC_SCENES]
+    return names or os.environ.get("UNEPT_DEMO_MODELS", "").split() or [unept_hf.STREET_PHOTOS]
+
+
+def short_name(name: str) -> str:
+    """The last two parts of the name of a model."""
+    return "/".join(Path(name).parts[-2:])
 
 
 def load_models(names: list[str], arguments: DemoArguments) -> dict[str, tuple]:
-    """The models and their image processors, by the last two parts of their names."""
+    """The models and their image processors, by their short names."""
     device = choose_device(arguments.device)
     models = {}
     for name in names:
-        short = "/".join(Path(name).parts[-2:])
+        short = short_name(name)
         if short in models:
             raise ValueError(f"Two models would both be called {short}: rename one of their directories.")
         model, processor = load_model(name, arguments)

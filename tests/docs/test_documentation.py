@@ -56,6 +56,7 @@ NOTEBOOK_STAND_INS = {
     "STEPS = 120": "STEPS = 2",
     "TRAIN_SCENES = 300": "TRAIN_SCENES = 8",
     "EVAL_SCENES = 30": "EVAL_SCENES = 2",
+    "https://raw.githubusercontent.com/unept-hf/unept-hf/main/docs/images/street.jpg": "photo.jpg",
 }
 
 

@@ -417,7 +417,7 @@ def test_oldest_files_make_room(monkeypatch, tmp_path):
 
 def test_models_to_choose_among(folder, monkeypatch, tmp_path):
     monkeypatch.delenv("UNEPT_DEMO_MODELS", raising=False)
-    assert app.model_names([]) == [unept_hf.SYNTHETIC_SCENES]
+    assert app.model_names([]) == [unept_hf.STREET_PHOTOS]
     monkeypatch.setenv("UNEPT_DEMO_MODELS", "one/model another/model")
     assert app.model_names([]) == ["one/model", "another/model"]
     assert app.model_names(["given"]) == ["given"]
@@ -673,13 +673,14 @@ def test_space_for_uploads_is_bounded(address, folder, scene):
     for _ in range(MOST_MEGABYTES + 1):
         status, _ = send_files(address, rng.bytes(1_000_000))
         assert status == 200
-        examples = {file for file in files.rglob("scene_*.png") if "_label_map" not in file.name}
+        names = {"street.jpg", *(f"scene_{number}.png" for number in range(1, 5))}
+        examples = {file for file in files.rglob("*") if file.name in names}
         kept = [file.stat().st_size for file in files.rglob("*") if file.is_file() and file not in examples]
         assert sum(kept) <= MOST_MEGABYTES * 2**20
     _, said = ask(address, SEGMENT, [{"path": first}, f"{folder.parent.name}/tiny", "whole", 0])
     assert said[0].startswith("The picture is gone")
     # The examples stay.
-    for number in range(4):
+    for number in range(5):
         (example,), said = ask(address, EXAMPLE, [number])
         assert said == [] and Path(example["value"]["path"]).is_file()
     status, answer = send_files(address, *[rng.bytes(900_000)] * 3)
@@ -866,7 +867,7 @@ def test_page_survives_bad_uploads(page, scene, tmp_path, model, processor):
 
 
 def test_page_segments_examples_and_the_webcam(page):
-    page.locator("button.gallery-item").nth(1).click()
+    page.locator("button.gallery-item").nth(2).click()
     page.wait_for_selector("#classes .picture")
     assert "384 x 288 pixels" in page.inner_text("#summary")
     name, label_map = download_label_map(page)

@@ -29,7 +29,7 @@ def test_quickstart(tmp_path):
     metrics = json.loads((output / "metrics.json").read_text())
     assert 0 < metrics["mean_iou"] < 1
     assert 0 < metrics["overall_accuracy"] < 1
-    for name in ("scene.png", "photograph.png", "harbour_before.png", "harbour_after.png"):
+    for name in ("street.png", "harbour_before.png", "harbour_after.png"):
         assert Image.open(output / name).width > 300
     model = AutoModelForSemanticSegmentation.from_pretrained(output / "model")
     assert model.config.id2label == load_class_list("synthetic_harbour").id2label
