@@ -21,6 +21,7 @@ PUBLIC_NAMES = [
     "accelerate_transformers",
     "evaluate_model",
     "load_segmentation_dataset",
+    "refine",
     "save_for_hub",
     "segment",
 ]

@@ -149,7 +149,7 @@ def test_images_are_never_overwritten(folder, photos, capsys):
     before = Path("label_maps/a.png").read_bytes()
     arguments = ["segment", folder, "label_maps/a.png", "--output_dir", ".", "--existing", "overwrite"]
     assert main(arguments) == 1
-    assert "is one of the images, and would be overwritten" in capsys.readouterr().err
+    assert "is one of the inputs, and would be overwritten" in capsys.readouterr().err
     assert Path("label_maps/a.png").read_bytes() == before
     # In the folder of the images, a second run does not take the results of the first for images.
     arguments = ["segment", folder, "photos", "--output_dir", "photos", "--save", "label_maps", "--existing", "skip"]
