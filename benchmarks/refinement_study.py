@@ -41,9 +41,9 @@ class StudyArguments:
     thresholds: list[float] = field(
         default_factory=lambda: [0.3, 0.5, 0.7, 0.9], metadata={"help": "Probabilities above which a pixel moves."}
     )
-    steps: list[int] = field(default_factory=lambda: [1, 2, 3, 5], metadata={"help": "Most pixels to walk."})
+    steps: list[int] = field(default_factory=lambda: [1, 3, 5], metadata={"help": "Most pixels to walk."})
     direction_thresholds: list[float] = field(
-        default_factory=lambda: [0.0, 0.5, 0.7],
+        default_factory=lambda: [0.0, 0.6],
         metadata={"help": "Probabilities of its direction below which a pixel keeps its label."},
     )
     thin_classes: list[str] = field(

@@ -21,7 +21,7 @@ import unept_hf.export.graphs
 from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor, cli, refine
 from unept_hf.cli import main
 from unept_hf.cli.env import attention_backends, chosen_backend
-from unept_hf.cli.segment import SUFFIXES, find_images
+from unept_hf.cli.segment import find_images
 from unept_hf.data.class_lists import load_class_list
 from unept_hf.data.segmentation_datasets import load_segmentation_dataset
 from unept_hf.evaluation.evaluate import evaluate_model
@@ -113,8 +113,8 @@ def test_refine_another_model(model, processor, folder, segformer, photos):
     peer, *peer_parts = segformer
     options = ["--refine_with", folder, "--boundary_steps", "2", "--boundary_inside_only", "--mode", "slide"]
     options += ["--crop_size", "64", "--stride", "32", "--do_resize", "no", "--boundary_direction_threshold", "0.2"]
-    assert main(["segment", peer, "photos", *options, "--save", *SUFFIXES]) == 0
-    assert len(written()) == 3 * len(SUFFIXES)
+    assert main(["segment", peer, "photos/a.png", *options, "--save", "label_maps", "areas", "refinement"]) == 0
+    assert written() == ["areas/a.json", "label_maps/a.png", "refinement/a.png"]
     arguments = {"mode": "slide", "crop_size": 64, "stride": 32, "do_resize": False}
     refinement = {"boundary_steps": 2, "boundary_inside_only": True, "boundary_direction_threshold": 0.2}
     label_map = segment(*peer_parts, "photos/a.png", **arguments).label_map
@@ -131,7 +131,7 @@ def test_refine_label_maps_of_other_programs(model, processor, folder, photos, c
     Image.fromarray(labels).save("maps/a.png")
     Image.fromarray(labels.astype(np.uint16) * 257).save("maps/deep/b.jpg.png")
     Image.fromarray(labels[1:]).save("maps/deep/b.png.png")
-    arguments = ["segment", folder, "photos", "--label_maps", "maps", "--output_dir"]
+    arguments = ["segment", folder, "photos", "--save", "label_maps", "areas", "--label_maps", "maps", "--output_dir"]
     assert main([*arguments, "out"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "label_map (" in error

@@ -97,7 +97,6 @@ class SegmentationArguments(PredictionOptions):
             )
         if self.refine_with is not None and self.label_maps is not None:
             raise ValueError("--refine_with and --label_maps are two ways to refine other label maps; pass one.")
-        self.refine_boundaries |= self.refine_with is not None or self.label_maps is not None
 
 
 def add_parser(commands) -> None:
@@ -211,7 +210,8 @@ def _segment_one(
         label_maps = [_open(str(label_map_file))]
     elif options.refine_with is not None:
         label_maps = [segment(*segmenter, image, options, refine_boundaries=False).label_map]
-    is_refined = options.refine_boundaries or "refinement" in files
+    refine_boundaries = options.refine_boundaries or label_maps is not None
+    is_refined = refine_boundaries or "refinement" in files
     [plain] = segment_batch(
         *refiner,
         [image],
@@ -221,7 +221,7 @@ def _segment_one(
         label_maps=label_maps,
     )
     refined = plain.refined(**options.refinement) if is_refined else plain
-    label_map = (refined if options.refine_boundaries else plain).label_map
+    label_map = (refined if refine_boundaries else plain).label_map
     config, max_size = segmenter[0].config, options.picture_size
     id2label, largest, palette = config.id2label, config.num_labels - 1, classes.palette if classes else None
     if label_map_file is not None:  # whose classes are not those of the model
