@@ -43,7 +43,7 @@ class StudyArguments:
     )
     steps: list[int] = field(default_factory=lambda: [1, 3, 5], metadata={"help": "Most pixels to walk."})
     direction_thresholds: list[float] = field(
-        default_factory=lambda: [0.0, 0.6],
+        default_factory=lambda: [0.0, 0.3, 0.5],
         metadata={"help": "Probabilities of its direction below which a pixel keeps its label."},
     )
     thin_classes: list[str] = field(

@@ -83,7 +83,8 @@ class SegmentationResult(ModelOutput):
         """
         assert self.boundary_probability is not None and self.direction_map is not None, "pass return_boundaries=True"
         boundary = self.boundary_probability > threshold
-        if self.direction_probability is not None and direction_threshold > 0:
+        if direction_threshold > 0:
+            assert self.direction_probability is not None, "pass return_boundaries=True"
             boundary &= self.direction_probability >= direction_threshold
         label_map, scores = refine_in_bands(
             self.label_map, boundary, self.direction_map, steps, inside_only, self.scores
