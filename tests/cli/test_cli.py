@@ -268,6 +268,45 @@ def test_names_of_results(tmp_path, monkeypatch):
     assert places("../two/x.png", "x.png") == {"../two/x.png": "two/x", "x.png": "one/x"}
 
 
+def test_label_ids_for_the_test_server_of_cityscapes(processor, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    classes = load_class_list("cityscapes")
+    # From cityscapesScripts, helpers/labels.py.
+    label_ids = {"road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17, "traffic light": 19}
+    label_ids |= {"traffic sign": 20, "vegetation": 21, "terrain": 22, "sky": 23, "person": 24, "rider": 25, "car": 26}
+    label_ids |= {"truck": 27, "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33}
+    # A model may have the classes in another order, and not all of them.
+    names = [*reversed(classes.label2id)][:-1]
+    torch.manual_seed(0)
+    model = UneptForSemanticSegmentation.from_preset(
+        "unept-tiny", encoder_layers=0, decoder_layers=0, id2label=dict(enumerate(names))
+    )
+    with torch.no_grad():
+        model.classifier.weight.mul_(20)  # many classes in the picture
+    model.save_pretrained("model")
+    processor.save_pretrained("model")
+    image = Path("leftImg8bit/test/berlin/berlin_000000_000019_leftImg8bit.png")
+    image.parent.mkdir(parents=True)
+    synthetic_scene(0, size=(64, 128))[0].save(image)
+    arguments = ["segment", "model", "leftImg8bit/test", "--save", "cityscapes_label_ids"]
+    assert main([*arguments, "label_maps"]) == 0
+    assert "cityscapes_label_ids/berlin/berlin_000000_000019_leftImg8bit.png" in written()
+    saved, label_map = (
+        Image.open(f"segmented/{kind}/berlin/berlin_000000_000019_leftImg8bit.png")
+        for kind in ("cityscapes_label_ids", "label_maps")
+    )
+    assert saved.mode == "L" and saved.size == (128, 64)
+    expected = np.array([label_ids[name] for name in names])[np.array(label_map)]
+    assert len(np.unique(expected)) > 3
+    np.testing.assert_array_equal(np.array(saved), expected)
+
+    model.config.id2label = {**model.config.id2label, 3: "tram", 5: "pedestrian"}
+    model.save_pretrained("model")
+    assert main([*arguments, "--output_dir", "other"]) == 1
+    assert "the classes of Cityscapes, but 'tram', 'pedestrian' are not among them" in capsys.readouterr().err
+    assert not Path("other").exists()
+
+
 def test_many_classes_need_16_bits(processor, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = UneptForSemanticSegmentation.from_preset(
@@ -291,6 +330,10 @@ def test_many_classes_need_16_bits(processor, tmp_path, monkeypatch):
         (["segment", ".", "a.png"], ". is not a model directory"),
         (["segment", "{}", "a.png", "--device", "warp"], "--device warp cannot be used here; use auto, cpu"),
         (["segment", "{}", "a.png", "--class_list", "cityscapes"], "cityscapes has 19 classes, but the model 22"),
+        (
+            ["segment", "{}", "a.png", "--label_maps", "maps", "--save", "cityscapes_label_ids"],
+            "cityscapes_label_ids of --label_maps needs their classes; pass --class_list cityscapes",
+        ),
         (["segment", "{}", "a.png", "--class_list", "nolist"], "Unknown class list 'nolist'"),
         (["export", "{}", "model.zip"], "model.zip does not say what to write; end it in .onnx or .pt2"),
         (["export", "{}", "a.png", "--format", "onnx"], "a.png exists already; pass --overwrite"),

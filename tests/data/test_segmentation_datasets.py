@@ -251,6 +251,23 @@ def test_pascal_context(pascal_context, count):
     assert len(load_segmentation_dataset(f"pascal_context_{count}", "val", data_dir=str(pascal_context))[0]) == 1
 
 
+def test_pascal_context_as_the_original_processed_it(tmp_path):
+    """`train/image` and `train/label`, whose masks have the background as class 0."""
+    raw = {}
+    for split, names in (("train", ["2008_000002", "2008_000003"]), ("val", ["2008_000009"])):
+        for name in names:
+            raw[name] = save_pair(tmp_path / f"{split}/image/{name}.jpg", tmp_path / f"{split}/label/{name}.png", 59)
+    folders = {"data_dir": str(tmp_path), "image_dir": "{split}/image", "label_dir": "{split}/label"}
+    for split, count in (("train", 2), ("validation", 1)):
+        data, classes = load_segmentation_dataset("image_folders", split, class_list="pascal_context_60", **folders)
+        assert (len(data), len(classes)) == (count, 60)
+        for row in data:
+            assert np.array_equal(decode_example(row, classes)[1], raw[row["name"]])
+    data, classes = load_segmentation_dataset("image_folders", "train", class_list="pascal_context_59", **folders)
+    values = raw[data[0]["name"]].astype(int)
+    assert np.array_equal(decode_example(data[0], classes)[1], np.where(values == 0, 255, values - 1))
+
+
 @pytest.mark.parametrize(
     ("name", "known"),
     [("ade20k", "training and validation"), ("cityscapes", "train and val"), ("pascal_context_59", "train and val")],

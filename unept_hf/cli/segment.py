@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -26,9 +26,6 @@ from ..inference.options import PredictionOptions
 from .command_line import add_command, choose_device, load_model, message_of, options_from, usage_errors
 
 
-if TYPE_CHECKING:
-    from ..data.class_lists import ClassList
-
 __all__ = ["EXAMPLES", "SegmentationArguments", "add_parser", "files_below", "find_images", "run"]
 
 EXAMPLES = """\
@@ -37,12 +34,20 @@ examples:
   unept-hf segment my-model photos/ "more/*.png" --output_dir results --class_list ade20k
   unept-hf segment my-model big.tif --mode slide --do_resize false --refine_boundaries --save label_maps refinement
   unept-hf segment my-model photos/ --existing skip        (continues after an interruption)
+  unept-hf segment my-model leftImg8bit/test --do_resize false --save cityscapes_label_ids
   unept-hf segment segformer photos/ --refine_with my-model
   unept-hf segment my-model photos/ --label_maps their_label_maps/ --save label_maps refinement
 
 Exit status: 0 if all images were segmented, 1 if some were not (each is reported), 2 for wrong options."""
 
-SUFFIXES = {"label_maps": ".png", "overlays": ".png", "areas": ".json", "boundaries": ".png", "refinement": ".png"}
+SUFFIXES = {
+    "label_maps": ".png",
+    "overlays": ".png",
+    "areas": ".json",
+    "boundaries": ".png",
+    "refinement": ".png",
+    "cityscapes_label_ids": ".png",
+}
 
 
 @dataclass
@@ -55,7 +60,8 @@ class SegmentationArguments(PredictionOptions):
         metadata={
             "help": "What to write, each into a directory of that name: label maps (PNG, one class number for each "
             "pixel), pictures of the classes over the image, areas of the classes (JSON), pictures of the "
-            "boundaries, pictures of the changes by the refinement.",
+            "boundaries, pictures of the changes by the refinement, label maps (PNG) with the label ids that the test "
+            "server of Cityscapes expects.",
             "choices": list(SUFFIXES),
         },
     )
@@ -175,12 +181,22 @@ def run(arguments: argparse.Namespace) -> int:
             )
         if options.refine_with is not None or options.label_maps is not None:
             check_boundary_heads(refiner[0])
+        id2label = segmenter[0].config.id2label
+        if options.label_maps is not None:  # whose classes are not those of the model
+            id2label = None if classes is None else classes.id2label
+        if "cityscapes_label_ids" in options.save:
+            if id2label is None:
+                raise ValueError(
+                    "cityscapes_label_ids of --label_maps needs their classes; pass --class_list cityscapes."
+                )
+            _cityscapes_label_ids(id2label)  # other classes are one error, not one of each image
+        palette = None if classes is None else classes.palette
         output_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output_dir):
             pass  # a directory that cannot be written is an error of its own, not of each image
         for name, files in tqdm(tasks.items(), desc="Segmenting", unit="image", disable=None):
             try:
-                _segment_one(segmenter, refiner, name, label_maps.get(name), files, options, classes)
+                _segment_one(segmenter, refiner, name, label_maps.get(name), files, options, id2label, palette)
             # Whatever is wrong with one image, the others are still wanted.
             except Exception as error:
                 failures += 1
@@ -192,6 +208,21 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def _cityscapes_label_ids(id2label: dict[int, str]) -> np.ndarray:
+    """The label id of each class of a model, uint8 `(classes,)`: cityscapesScripts, helpers/labels.py."""
+    from ..data.class_lists import load_class_list
+
+    classes = load_class_list("cityscapes")
+    if unknown := [name for name in id2label.values() if name not in classes.label2id]:
+        raise ValueError(
+            "cityscapes_label_ids is for models with the classes of Cityscapes, but "
+            f"{', '.join(map(repr, unknown[:5]))} are not among them: save label_maps, or give the model the names of "
+            "the class list cityscapes."
+        )
+    label_ids = {train_id: int(label_id) for label_id, train_id in classes.extras["label_id_to_train_id"].items()}
+    return np.array([label_ids[classes.label2id[id2label[index]]] for index in range(len(id2label))], np.uint8)
+
+
 def _segment_one(
     segmenter: tuple[Any, Any],
     refiner: tuple[Any, Any],
@@ -199,7 +230,8 @@ def _segment_one(
     label_map_file: Path | None,
     files: dict[str, Path],
     options: SegmentationArguments,
-    classes: "ClassList | None",
+    id2label: dict[int, str] | None,
+    palette: Any,
 ) -> None:
     from ..inference.segment import segment, segment_batch
     from ..visualization import figures
@@ -222,15 +254,16 @@ def _segment_one(
     )
     refined = plain.refined(**options.refinement) if is_refined else plain
     label_map = (refined if refine_boundaries else plain).label_map
-    config, max_size = segmenter[0].config, options.picture_size
-    id2label, largest, palette = config.id2label, config.num_labels - 1, classes.palette if classes else None
-    if label_map_file is not None:  # whose classes are not those of the model
-        id2label, largest = classes.id2label if classes else None, int(label_map.max())
+    max_size, largest = options.picture_size, segmenter[0].config.num_labels - 1
+    if label_map_file is not None:
+        largest = int(label_map.max())
     for kind, file in files.items():
         with atomic_file(file) as part:
             if kind == "label_maps":
                 dtype = np.uint8 if largest <= 255 else np.uint16
                 PIL.Image.fromarray(label_map.numpy().astype(dtype)).save(part)
+            elif kind == "cityscapes_label_ids":
+                PIL.Image.fromarray(_cityscapes_label_ids(id2label or {})[label_map.numpy()]).save(part)
             elif kind == "areas":
                 height, width = label_map.shape
                 areas = figures.class_areas(label_map, id2label)
