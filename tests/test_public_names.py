@@ -22,6 +22,7 @@ PUBLIC_NAMES = [
     "accelerate_transformers",
     "evaluate_model",
     "load_segmentation_dataset",
+    "refine",
     "save_for_hub",
     "segment",
 ]

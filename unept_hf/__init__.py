@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .data.segmentation_datasets import load_segmentation_dataset
     from .evaluation.evaluate import evaluate_model
     from .export.hub import save_for_hub
+    from .inference.refine import refine
     from .inference.segment import segment
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "accelerate_transformers",
     "evaluate_model",
     "load_segmentation_dataset",
+    "refine",
     "save_for_hub",
     "segment",
 ]
@@ -44,6 +46,7 @@ _MODULES = {
     "accelerate_transformers": ".accelerate",
     "evaluate_model": ".evaluation.evaluate",
     "load_segmentation_dataset": ".data.segmentation_datasets",
+    "refine": ".inference.refine",
     "save_for_hub": ".export.hub",
     "segment": ".inference.segment",
 }

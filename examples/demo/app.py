@@ -482,8 +482,12 @@ class Demo:
             seconds = time.perf_counter() - start
             result.label_map = result.label_map.to(torch.uint8 if config.num_labels <= 256 else torch.int32)
             if has_boundaries:
-                result.boundary_probability = result.boundary_probability > options.boundary_threshold
-                result.direction_map = result.direction_map.byte()
+                result = replace(
+                    result,
+                    boundary_probability=result.boundary_probability > options.boundary_threshold,
+                    direction_map=result.direction_map.byte(),
+                    direction_probability=None,
+                )
             shown = picture.resize(shown_size(picture.size, SHOWN_SIZE, SHOWN_SIZE), PIL.Image.Resampling.BOX)
             kept = Segmentation(file, model_name, shown, result, seconds)
             results = self.draw(kept, steps, limit)

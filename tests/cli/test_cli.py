@@ -14,10 +14,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from spread_models import synthetic_scenes_model
+from spread_models import spread, synthetic_scenes_model
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
 import unept_hf.export.graphs
-from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor, cli
+from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor, cli, refine
 from unept_hf.cli import main
 from unept_hf.cli.env import attention_backends, chosen_backend
 from unept_hf.cli.segment import find_images
@@ -98,6 +99,67 @@ def test_segment_with_options(model, processor, folder, photos):
     assert (segment(model, processor, "photos/a.png", **arguments).label_map != expected).any()
 
 
+@pytest.fixture(scope="module")
+def segformer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("segformer")
+    config = SegformerConfig(hidden_sizes=[8, 16, 16, 16], depths=[1] * 4, decoder_hidden_size=16, num_labels=300)
+    model, processor = spread(SegformerForSemanticSegmentation(config)), SegformerImageProcessor(size=64)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder), model, processor
+
+
+def test_refine_another_model(model, processor, folder, segformer, photos):
+    peer, *peer_parts = segformer
+    options = ["--refine_with", folder, "--boundary_steps", "2", "--boundary_inside_only", "--mode", "slide"]
+    options += ["--crop_size", "64", "--stride", "32", "--do_resize", "no", "--boundary_direction_threshold", "0.2"]
+    assert main(["segment", peer, "photos/a.png", *options, "--save", "label_maps", "areas", "refinement"]) == 0
+    assert written() == ["areas/a.json", "label_maps/a.png", "refinement/a.png"]
+    arguments = {"mode": "slide", "crop_size": 64, "stride": 32, "do_resize": False}
+    refinement = {"boundary_steps": 2, "boundary_inside_only": True, "boundary_direction_threshold": 0.2}
+    label_map = segment(*peer_parts, "photos/a.png", **arguments).label_map
+    expected = refine(model, processor, "photos/a.png", label_map, **arguments, **refinement)
+    assert not torch.equal(expected, label_map) and label_map.max() > 255
+    np.testing.assert_array_equal(np.array(Image.open("segmented/label_maps/a.png")), expected)
+    areas = json.loads(Path("segmented/areas/a.json").read_text())["classes"]
+    assert {one["label"] for one in areas} == {f"LABEL_{index}" for index in expected.unique()}
+
+
+def test_refine_label_maps_of_other_programs(model, processor, folder, photos, capsys):
+    Path("maps/deep").mkdir(parents=True)
+    labels = np.random.default_rng(0).integers(200, 256, (6, 10), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    Image.fromarray(labels).save("maps/a.png")
+    Image.fromarray(labels.astype(np.uint16) * 257).save("maps/deep/b.jpg.png")
+    Image.fromarray(labels[1:]).save("maps/deep/b.png.png")
+    arguments = ["segment", folder, "photos", "--save", "label_maps", "areas", "--label_maps", "maps", "--output_dir"]
+    assert main([*arguments, "out"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "label_map (" in error
+    assert "b.png.png) has shape (47, 80) but its image has size (48, 80)" in error
+    for name, given in (("a", labels), ("deep/b.jpg", labels.astype(np.uint16) * 257)):
+        source = f"photos/{name}" if "." in name else f"photos/{name}.png"
+        refined = np.array(Image.open(f"out/label_maps/{name}.png"))
+        np.testing.assert_array_equal(refined, refine(model, processor, source, given))
+        assert refined.dtype == given.dtype and (refined != given).any()
+    areas = json.loads(Path("out/areas/a.json").read_text())["classes"]
+    assert {one["label"] for one in areas} == {f"class {index}" for index in np.unique(labels)}
+    # The given label maps are kept.
+    Path("label_maps").mkdir()
+    Image.fromarray(labels).save("label_maps/a.png")
+    overwriting = ["segment", folder, "photos/a.png", "--label_maps", "label_maps", "--output_dir", "."]
+    assert main([*overwriting, "--existing", "overwrite"]) == 1
+    assert "a.png is one of the inputs, and would be overwritten" in capsys.readouterr().err
+    assert main([*arguments, "other", "--label_maps", "nowhere"]) == 1
+    assert "There is no file" in capsys.readouterr().err
+
+
+def test_refine_with_a_model_without_heads(folder, segformer, photos, capsys):
+    for options in ([segformer[0], "--label_maps", "maps"], [folder, "--refine_with", segformer[0]]):
+        assert main(["segment", options[0], "photos", *options[1:]]) == 1
+        error = capsys.readouterr().err
+        assert "SegformerForSemanticSegmentation has no boundary heads" in error and error.count("\n") == 1
+
+
 def test_colors_of_a_class_list(folder, photos):
     data = [{"id": index, "name": name, "color": [0, 0, 250]} for index, name in enumerate(SYNTHETIC_CLASSES)]
     Path("classes.json").write_text(json.dumps({"classes": data}))
@@ -149,7 +211,7 @@ def test_images_are_never_overwritten(folder, photos, capsys):
     before = Path("label_maps/a.png").read_bytes()
     arguments = ["segment", folder, "label_maps/a.png", "--output_dir", ".", "--existing", "overwrite"]
     assert main(arguments) == 1
-    assert "is one of the images, and would be overwritten" in capsys.readouterr().err
+    assert "is one of the inputs, and would be overwritten" in capsys.readouterr().err
     assert Path("label_maps/a.png").read_bytes() == before
     # In the folder of the images, a second run does not take the results of the first for images.
     arguments = ["segment", folder, "photos", "--output_dir", "photos", "--save", "label_maps", "--existing", "skip"]
@@ -268,6 +330,10 @@ def test_many_classes_need_16_bits(processor, tmp_path, monkeypatch):
         (["segment", ".", "a.png"], ". is not a model directory"),
         (["segment", "{}", "a.png", "--device", "warp"], "--device warp cannot be used here; use auto, cpu"),
         (["segment", "{}", "a.png", "--class_list", "cityscapes"], "cityscapes has 19 classes, but the model 22"),
+        (
+            ["segment", "{}", "a.png", "--label_maps", "maps", "--save", "cityscapes_label_ids"],
+            "cityscapes_label_ids of --label_maps needs their classes; pass --class_list cityscapes",
+        ),
         (["segment", "{}", "a.png", "--class_list", "nolist"], "Unknown class list 'nolist'"),
         (["export", "{}", "model.zip"], "model.zip does not say what to write; end it in .onnx or .pt2"),
         (["export", "{}", "a.png", "--format", "onnx"], "a.png exists already; pass --overwrite"),
@@ -308,6 +374,8 @@ def test_wrong_usage(arguments, capsys):
         (["--mode", "slide", "--stride", "900"], "stride [900, 900] leaves gaps"),
         (["--mode", "slide", "--crop_size", "101", "--stride", "8"], "crop_size [101, 101] must be made of"),
         (["--boundary_threshold", "7"], "boundary_threshold must be a probability"),
+        (["--boundary_direction_threshold", "2"], "boundary_direction_threshold must be a probability"),
+        (["--refine_with", "a", "--label_maps", "b"], "--refine_with and --label_maps are two ways"),
         (["--opacity", "5"], "opacity must lie in [0, 1] and picture_size must be at least 1, got 5.0 and 1024"),
         (["--picture_size", "-3"], "opacity must lie in [0, 1] and picture_size must be at least 1, got 0.6 and -3"),
     ],

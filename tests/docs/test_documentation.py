@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
 from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor, cli
 from unept_hf.data.class_lists import load_class_list
@@ -48,6 +49,7 @@ SLOW = {"docs/export.md", "docs/training.md"}
 STAND_INS = {
     '"unept-resnet50"': '"unept-tiny"',
     "use_pretrained_backbone=True": "use_pretrained_backbone=False",
+    '"nvidia/segformer-b0-finetuned-ade-512-512"': '"segformer"',
     "num_synthetic_scenes=20)": "num_synthetic_scenes=3)",
     "num_synthetic_scenes=64)": "num_synthetic_scenes=8)",
     "num_synthetic_scenes=8)": "num_synthetic_scenes=2)",
@@ -109,6 +111,9 @@ def prepare(folder: Path) -> dict:
         Image.fromarray(np.asarray(image)).save(folder / name)
     Image.fromarray(np.asarray(labels, np.uint8)).save(folder / "annotation.png")
     os.symlink(ROOT / "unept_hf", folder / "unept_hf")
+    config = SegformerConfig(hidden_sizes=[8] * 4, depths=[1] * 4, decoder_hidden_size=8, num_labels=150)
+    SegformerForSemanticSegmentation(config).save_pretrained(folder / "segformer")
+    SegformerImageProcessor(size=64).save_pretrained(folder / "segformer")
     reference = np.asarray(labels, np.int64) % 6
     return {
         "model": model,

@@ -24,9 +24,9 @@ from torch.nn import functional as F
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
 from unept_hf import UneptConfig, UneptForSemanticSegmentation, UneptImageProcessor, UneptImageProcessorPil
-from unept_hf.inference import refine as refinement
+from unept_hf.inference import bands
+from unept_hf.inference.bands import refine_in_bands
 from unept_hf.inference.options import PredictionOptions
-from unept_hf.inference.refine import refine
 from unept_hf.inference.segment import segment, segment_batch, segment_views
 from unept_hf.inference.windows import View, WindowRunner, window_starts
 from unept_hf.model.boundary import refine_label_map
@@ -228,7 +228,7 @@ def test_every_batch_size_and_band_height_gives_the_same_bits(model, processor, 
     expected = segment(model, processor, image, batch_size=1, **kwargs)
     for batch_size, band_bytes in [(2, None), (3, None), (7, None), (64, None), (1, 1), (4, 230 * 19 * 4 * 17)]:
         if band_bytes is not None:
-            monkeypatch.setattr(refinement, "BAND_BYTES", band_bytes)
+            monkeypatch.setattr(bands, "BAND_BYTES", band_bytes)
         result = segment(model, processor, image, batch_size=batch_size, **kwargs)
         for name, value in expected.items():
             assert torch.equal(result[name], value), (name, batch_size, band_bytes)
@@ -258,17 +258,22 @@ def test_whole_equals_the_post_processing(model, processor, size, do_resize, ref
     assert (result.label_map != expected["segmentation"]).float().mean() < 1e-3
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-def test_refinement_in_bands_is_that_of_the_whole(steps, monkeypatch):
+@pytest.mark.parametrize(("steps", "inside_only"), [(1, False), (3, False), (3, True)])
+def test_refinement_in_bands_is_that_of_the_whole(steps, inside_only, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     label_map = torch.randint(9, (70, 50), generator=generator)
     probability = torch.rand(70, 50, generator=generator)
     direction = torch.randint(8, (70, 50), generator=generator)
-    expected = refine_label_map(label_map, probability, direction, 0.3, steps)
+    expected = refine_label_map(label_map, probability, direction, 0.3, steps, inside_only)
     for rows in (1, 7, 1000):
-        monkeypatch.setattr(refinement, "BAND_BYTES", rows * 100 * 50)
-        refined, scores = refine(
-            label_map.to(torch.uint8), probability > 0.3, direction, steps, F.one_hot(label_map).permute(2, 0, 1)
+        monkeypatch.setattr(bands, "BAND_BYTES", rows * 100 * 50)
+        refined, scores = refine_in_bands(
+            label_map.to(torch.uint8),
+            probability > 0.3,
+            direction,
+            steps,
+            inside_only,
+            F.one_hot(label_map).permute(2, 0, 1),
         )
         assert refined.dtype == torch.uint8
         assert torch.equal(refined.long(), expected)

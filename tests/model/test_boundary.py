@@ -154,6 +154,17 @@ def test_refinement_stays_inside_the_image():
         assert source.max() < 15
 
 
+@pytest.mark.parametrize(
+    ("steps", "moved", "inside_only"),
+    [(1, [0, 2, 3, 4, 4, 5], [0, 1, 2, 4, 4, 5]), (2, [0, 3, 4, 4, 4, 5], [0, 1, 4, 4, 4, 5])],
+)
+def test_walks_that_end_at_a_boundary(steps, moved, inside_only):
+    boundary = torch.tensor([[False, True, True, True, False, True]])
+    direction = torch.full((1, 6), DIRECTIONS.index((0, 1)))
+    assert follow_direction(boundary, direction, steps).tolist() == moved
+    assert follow_direction(boundary, direction, steps, inside_only=True).tolist() == inside_only
+
+
 def test_gradient_of_refinement_reaches_the_source_pixels():
     logits = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     boundary, direction = torch.rand(2, 4, 5) > 0.5, torch.randint(0, 8, (2, 4, 5))

@@ -1007,6 +1007,16 @@ def test_boundaries_are_refined(processor):
     scored = post_process(refine_boundaries=True, boundary_steps=2, return_segmentation_scores=True)
     assert torch.equal(scored.segmentation, truth)
     assert torch.equal(scored.segmentation_scores.argmax(0), truth)
+    # The direction has the probability e / (e + 7) = 0.28.
+    directed = {"refine_boundaries": True, "boundary_steps": 2}
+    assert torch.equal(post_process(**directed, boundary_direction_threshold=0.27), truth)
+    assert torch.equal(post_process(**directed, boundary_direction_threshold=0.29), predicted)
+    # One step from column 8 leads to column 9, which is at the boundary too.
+    outputs.logits = outputs.logits.roll(-1, dims=3)
+    assert torch.equal(post_process(refine_boundaries=True)[:, :15], truth[:, :15])
+    kept = post_process(refine_boundaries=True, boundary_inside_only=True)
+    assert kept[0, :15].tolist() == [0] * 9 + [1] * 6
+    outputs.logits = outputs.logits.roll(1, dims=3)
 
     padded = {name: F.pad(value.float(), (0, 4, 0, 4)) for name, value in vars(outputs).items()}
     padded["logits_sizes"] = torch.tensor([[16, 16]])

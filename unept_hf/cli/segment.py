@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -34,6 +35,8 @@ examples:
   unept-hf segment my-model big.tif --mode slide --do_resize false --refine_boundaries --save label_maps refinement
   unept-hf segment my-model photos/ --existing skip        (continues after an interruption)
   unept-hf segment my-model leftImg8bit/test --do_resize false --save cityscapes_label_ids
+  unept-hf segment segformer photos/ --refine_with my-model
+  unept-hf segment my-model photos/ --label_maps their_label_maps/ --save label_maps refinement
 
 Exit status: 0 if all images were segmented, 1 if some were not (each is reported), 2 for wrong options."""
 
@@ -70,6 +73,20 @@ class SegmentationArguments(PredictionOptions):
             "choices": ["error", "skip", "overwrite"],
         },
     )
+    refine_with: str | None = field(
+        default=None,
+        metadata={
+            "help": "Directory or Hub name of a UN-EPT, whose boundary heads refine the label maps of the model; the "
+            "model may be any for semantic segmentation."
+        },
+    )
+    label_maps: str | None = field(
+        default=None,
+        metadata={
+            "help": "Directory of label maps of any other program, which the model refines instead of predicting its "
+            "own. Named as the results: NAME.png for NAME.jpg."
+        },
+    )
     class_list: str | None = field(
         default=None,
         metadata={"help": "Name or JSON file of the classes, for their colors; by default colorblind-safe ones."},
@@ -84,6 +101,8 @@ class SegmentationArguments(PredictionOptions):
                 f"opacity must lie in [0, 1] and picture_size must be at least 1, got {self.opacity} and "
                 f"{self.picture_size}."
             )
+        if self.refine_with is not None and self.label_maps is not None:
+            raise ValueError("--refine_with and --label_maps are two ways to refine other label maps; pass one.")
 
 
 def add_parser(commands) -> None:
@@ -111,10 +130,15 @@ def run(arguments: argparse.Namespace) -> int:
         for name, place in images
     }
     inputs = {Path(name).resolve() for name in tasks if not _is_address(name)}
+    label_maps = {}
+    if options.label_maps is not None:
+        given = Path(options.label_maps).expanduser()
+        label_maps = {name: given / place.with_name(f"{place.name}.png") for name, place in images}
+        inputs |= {file.resolve() for file in label_maps.values()}
     results = [file for files in tasks.values() for file in files.values()]
     overwritten = [file for file in results if file.resolve() in inputs]
     if overwritten:
-        raise FileExistsError(f"{overwritten[0]} is one of the images, and would be overwritten; change --output_dir.")
+        raise FileExistsError(f"{overwritten[0]} is one of the inputs, and would be overwritten; change --output_dir.")
     existing = [file for file in results if file.exists()]
     if existing and options.existing == "error":
         raise FileExistsError(
@@ -135,28 +159,44 @@ def run(arguments: argparse.Namespace) -> int:
         report(*problem)
     failures, start = len(problems), time.perf_counter()
     if tasks:
-        palette = None
+        from ..inference.segment import check_boundary_heads
+
+        classes, device = None, choose_device(arguments.device)
         if options.class_list is not None:
             from ..data.class_lists import load_class_list
 
-            palette = load_class_list(options.class_list).palette
-        model, processor = load_model(arguments.model, arguments)
-        model.to(choose_device(arguments.device))
-        if palette is not None and len(palette) != model.config.num_labels:
+            classes = load_class_list(options.class_list)
+        segmenter = refiner = load_model(arguments.model, arguments)
+        if options.refine_with is not None:
+            # --revision is that of the model.
+            refiner = load_model(options.refine_with, argparse.Namespace(**vars(arguments) | {"revision": "main"}))
+        for model, _ in (segmenter, refiner):
+            model.to(device)
+            with usage_errors(arguments):
+                options.check_model(model)
+        num_labels = segmenter[0].config.num_labels
+        if classes is not None and options.label_maps is None and len(classes) != num_labels:
             raise ValueError(
-                f"--class_list {options.class_list} has {len(palette)} classes, but the model "
-                f"{model.config.num_labels}."
+                f"--class_list {options.class_list} has {len(classes)} classes, but the model {num_labels}."
             )
+        if options.refine_with is not None or options.label_maps is not None:
+            check_boundary_heads(refiner[0])
+        id2label = segmenter[0].config.id2label
+        if options.label_maps is not None:  # whose classes are not those of the model
+            id2label = None if classes is None else classes.id2label
         if "cityscapes_label_ids" in options.save:
-            _cityscapes_label_ids(model.config.id2label)  # other classes are one error, not one of each image
-        with usage_errors(arguments):
-            options.check_model(model)
+            if id2label is None:
+                raise ValueError(
+                    "cityscapes_label_ids of --label_maps needs their classes; pass --class_list cityscapes."
+                )
+            _cityscapes_label_ids(id2label)  # other classes are one error, not one of each image
+        palette = None if classes is None else classes.palette
         output_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output_dir):
             pass  # a directory that cannot be written is an error of its own, not of each image
         for name, files in tqdm(tasks.items(), desc="Segmenting", unit="image", disable=None):
             try:
-                _segment_one(model, processor, name, files, options, palette)
+                _segment_one(segmenter, refiner, name, label_maps.get(name), files, options, id2label, palette)
             # Whatever is wrong with one image, the others are still wanted.
             except Exception as error:
                 failures += 1
@@ -183,33 +223,47 @@ def _cityscapes_label_ids(id2label: dict[int, str]) -> np.ndarray:
     return np.array([label_ids[classes.label2id[id2label[index]]] for index in range(len(id2label))], np.uint8)
 
 
-def _segment_one(model, processor, name: str, files: dict[str, Path], options: SegmentationArguments, palette) -> None:
-    from ..inference.segment import segment
-    from ..model.image_reading import open_image, reading
+def _segment_one(
+    segmenter: tuple[Any, Any],
+    refiner: tuple[Any, Any],
+    name: str,
+    label_map_file: Path | None,
+    files: dict[str, Path],
+    options: SegmentationArguments,
+    id2label: dict[int, str] | None,
+    palette: Any,
+) -> None:
+    from ..inference.segment import segment, segment_batch
     from ..visualization import figures
 
-    image = open_image(name)
-    with reading(name):
-        image.load()
-    is_refined = options.refine_boundaries or "refinement" in files
-    plain = segment(
-        model,
-        processor,
-        image,
+    image = _open(name)
+    label_maps: list[Any] | None = None
+    if label_map_file is not None:
+        label_maps = [_open(str(label_map_file))]
+    elif options.refine_with is not None:
+        label_maps = [segment(*segmenter, image, options, refine_boundaries=False).label_map]
+    refine_boundaries = options.refine_boundaries or label_maps is not None
+    is_refined = refine_boundaries or "refinement" in files
+    [plain] = segment_batch(
+        *refiner,
+        [image],
         options,
         refine_boundaries=False,
         return_boundaries=is_refined or "boundaries" in files,
+        label_maps=label_maps,
     )
-    refined = plain.refined(options.boundary_threshold, options.boundary_steps) if is_refined else plain
-    label_map = (refined if options.refine_boundaries else plain).label_map
-    id2label, max_size = model.config.id2label, options.picture_size
+    refined = plain.refined(**options.refinement) if is_refined else plain
+    label_map = (refined if refine_boundaries else plain).label_map
+    max_size, largest = options.picture_size, segmenter[0].config.num_labels - 1
+    if label_map_file is not None:
+        largest = int(label_map.max())
     for kind, file in files.items():
         with atomic_file(file) as part:
             if kind == "label_maps":
-                dtype = np.uint8 if model.config.num_labels <= 256 else np.uint16
+                dtype = np.uint8 if largest <= 255 else np.uint16
                 PIL.Image.fromarray(label_map.numpy().astype(dtype)).save(part)
             elif kind == "cityscapes_label_ids":
-                PIL.Image.fromarray(_cityscapes_label_ids(id2label)[label_map.numpy()]).save(part)
+                PIL.Image.fromarray(_cityscapes_label_ids(id2label or {})[label_map.numpy()]).save(part)
             elif kind == "areas":
                 height, width = label_map.shape
                 areas = figures.class_areas(label_map, id2label)
@@ -228,6 +282,15 @@ def _segment_one(model, processor, name: str, files: dict[str, Path], options: S
                 figures.draw_refinement(
                     image, plain.label_map, refined.label_map, id2label, palette, max_size=max_size
                 ).savefig(part)
+
+
+def _open(name: str) -> PIL.Image.Image:
+    from ..model.image_reading import open_image, reading
+
+    image = open_image(name)
+    with reading(name):
+        image.load()
+    return image
 
 
 def _is_address(name: str) -> bool:

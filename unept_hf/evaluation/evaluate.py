@@ -41,7 +41,18 @@ logger = logging.get_logger(__name__)
 METRIC_THREADS = 4
 WAITING_IMAGES = 16
 # Options that the results repeat.
-SETTINGS = ("mode", "scales", "flip", "boundary_threshold", "boundary_steps", "batch_size", "do_resize", "autocast")
+SETTINGS = (
+    "mode",
+    "scales",
+    "flip",
+    "boundary_threshold",
+    "boundary_steps",
+    "boundary_direction_threshold",
+    "boundary_inside_only",
+    "batch_size",
+    "do_resize",
+    "autocast",
+)
 SAMPLE_PIXELS = 480  # longer side of the pictures in a report
 
 
@@ -340,7 +351,7 @@ def evaluate_model(
             for (name, image, reference), result in zip(chunk, predictions):
                 label_maps = {"plain": result.label_map.numpy()}
                 if refine_boundaries:
-                    refined = result.refined(options.boundary_threshold, options.boundary_steps)
+                    refined = result.refined(**options.refinement)
                     label_maps["refined"] = refined.label_map.numpy()
                 for variant in variants:
                     args = (label_maps[variant], reference, num_labels, ignore_index, tolerances, widths)

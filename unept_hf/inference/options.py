@@ -4,6 +4,7 @@
 import math
 import numbers
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,6 +33,9 @@ class PredictionOptions:
             boundary. Needs a model with boundary heads.
         boundary_threshold: probability above which a pixel is at a boundary.
         boundary_steps: largest number of pixels of the target that the refinement walks.
+        boundary_direction_threshold: probability of its direction below which a pixel counts as inside of an object,
+            so that it keeps its label. The most probable of 8 directions has at least 1/8.
+        boundary_inside_only: whether a pixel keeps its label if its walk ends at a boundary pixel.
         batch_size: how many windows the model gets at once. On the CPU it gets one after the other all the same, so
             that the result is the same to the last bit; on a GPU, ties up to rounding may fall differently.
         autocast: dtype to compute in, `"bfloat16"` or `"float16"` (or the torch dtype); `None` stands for the dtype of
@@ -65,6 +69,13 @@ class PredictionOptions:
         default=0.5, metadata={"help": "Probability above which a pixel is at a boundary."}
     )
     boundary_steps: int = field(default=1, metadata={"help": "Largest number of pixels that the refinement walks."})
+    boundary_direction_threshold: float = field(
+        default=0.0,
+        metadata={"help": "Probability of its direction below which a pixel at a boundary keeps its label."},
+    )
+    boundary_inside_only: bool = field(
+        default=False, metadata={"help": "Keep the label of a pixel whose walk ends at a boundary pixel."}
+    )
     batch_size: int = field(default=4, metadata={"help": "Number of windows that the model gets at once."})
     autocast: str | None = field(
         default=None,
@@ -93,8 +104,9 @@ class PredictionOptions:
             problems.append(f"scales must be positive numbers, got {self.scales}")
         if not all(flip in FLIPS for flip in self.flips[1:]):
             problems.append(f"flip must be a boolean or made of {', '.join(FLIPS)}, got {self.flip!r}")
-        if not 0 <= self.boundary_threshold <= 1:
-            problems.append(f"boundary_threshold must be a probability in [0, 1], got {self.boundary_threshold}")
+        for name in ("boundary_threshold", "boundary_direction_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                problems.append(f"{name} must be a probability in [0, 1], got {getattr(self, name)}")
         for name in ("boundary_steps", "batch_size"):
             if not _is_count(getattr(self, name)):
                 problems.append(f"{name} must be an integer of at least 1, got {getattr(self, name)!r}")
@@ -113,6 +125,16 @@ class PredictionOptions:
     @property
     def autocast_dtype(self) -> torch.dtype | None:
         return None if self.autocast is None else getattr(torch, self.autocast)
+
+    @property
+    def refinement(self) -> dict[str, Any]:
+        """The arguments of `SegmentationResult.refined`."""
+        return {
+            "threshold": self.boundary_threshold,
+            "steps": self.boundary_steps,
+            "direction_threshold": self.boundary_direction_threshold,
+            "inside_only": self.boundary_inside_only,
+        }
 
     def check_model(self, model: nn.Module) -> None:
         """

@@ -22,12 +22,20 @@ from tqdm.auto import tqdm
 from transformers.modeling_outputs import ModelOutput
 
 from ..model.boundary import DIRECTIONS
+from ..model.image_reading import label_map_to_tensor, with_file
+from .bands import bands, refine_in_bands
 from .options import FLIPS, PredictionOptions
-from .refine import bands, refine
 from .windows import View, WindowRunner, make_views
 
 
-__all__ = ["SegmentationResult", "evaluation_mode", "segment", "segment_batch", "segment_views"]
+__all__ = [
+    "SegmentationResult",
+    "check_boundary_heads",
+    "evaluation_mode",
+    "segment",
+    "segment_batch",
+    "segment_views",
+]
 
 # A progress bar appears from this number of windows on, unless the caller decides.
 LONG_IMAGE_WINDOWS = 64
@@ -47,28 +55,39 @@ class SegmentationResult(ModelOutput):
             `return_boundaries=True`): Probability of being at a boundary.
         direction_map (`torch.LongTensor` of shape `(height, width)`, *optional*, with `return_boundaries=True`):
             Direction 0..7 that leads away from the nearest boundary; the steps are in `model.boundary.DIRECTIONS`.
+        direction_probability (`torch.FloatTensor` of shape `(height, width)`, *optional*, with
+            `return_boundaries=True`): Probability of that direction among the 8, averaged over the views.
     """
 
     label_map: Tensor
     scores: Tensor | None = None
     boundary_probability: Tensor | None = None
     direction_map: Tensor | None = None
+    direction_probability: Tensor | None = None
 
-    def refined(self, threshold: float = 0.5, steps: int = 1) -> "SegmentationResult":
+    def refined(
+        self, threshold: float = 0.5, steps: int = 1, direction_threshold: float = 0.0, inside_only: bool = False
+    ) -> "SegmentationResult":
         """
-        The result with refined boundaries, which needs `boundary_probability` and `direction_map`.
+        The result with refined boundaries, which needs a result of `return_boundaries=True`.
 
         Args:
             threshold: probability above which a pixel is at a boundary.
             steps: largest number of pixels to walk, at least 1.
+            direction_threshold: probability of its direction below which a pixel counts as inside of an object.
+            inside_only: whether a pixel keeps its label if its walk ends at a boundary pixel.
 
         Returns:
             A result in which the pixels at a boundary have the label and the scores found along their direction, away
             from the boundary. Boundary probability and direction stay as they are.
         """
         assert self.boundary_probability is not None and self.direction_map is not None, "pass return_boundaries=True"
-        label_map, scores = refine(
-            self.label_map, self.boundary_probability > threshold, self.direction_map, steps, self.scores
+        boundary = self.boundary_probability > threshold
+        if direction_threshold > 0:
+            assert self.direction_probability is not None, "pass return_boundaries=True"
+            boundary &= self.direction_probability >= direction_threshold
+        label_map, scores = refine_in_bands(
+            self.label_map, boundary, self.direction_map, steps, inside_only, self.scores
         )
         return replace(self, label_map=label_map, scores=scores)
 
@@ -110,25 +129,56 @@ def _mirrored_directions(flip: str, device: torch.device) -> Tensor:
     return torch.tensor(mirrored, device=device)
 
 
+def check_boundary_heads(model: nn.Module) -> None:
+    """
+    Checks that a model can refine label maps.
+
+    Raises:
+        ValueError: if it has no boundary heads.
+    """
+    if getattr(model, "direction_head", None) is None:
+        raise ValueError(
+            f"{type(model).__name__} has no boundary heads, which refine label maps: pass a UN-EPT with "
+            "use_boundary_heads=True."
+        )
+
+
+def _read_label_map(label_map: Any, size: tuple[int, int]) -> Tensor:
+    """A label map of any model for an image of `size`, int64 `(height, width)`."""
+    labels = label_map.numpy(force=True) if isinstance(label_map, Tensor) else np.asarray(label_map)
+    # Unlabeled pixels may have a negative number.
+    ignore_index = int(np.nanmin(labels, initial=0))
+    return label_map_to_tensor(labels, size, ignore_index, with_file("label_map", label_map))
+
+
 def segment_views(
-    views: Sequence[View], runner: WindowRunner, return_scores: bool = False, return_boundaries: bool = False
+    views: Sequence[View],
+    runner: WindowRunner,
+    return_scores: bool = False,
+    return_boundaries: bool = False,
+    label_map: Any = None,
 ) -> SegmentationResult:
-    """The result of one image from its views, which have the same `target_size`."""
+    """
+    The result of one image from its views, which have the same `target_size`. `label_map`, if given, takes the place
+    of the classes, which a runner without classes does not predict.
+    """
     options, with_boundaries = runner.options, runner.with_boundaries
     height, width = views[0].target_size
-    if not runner.num_labels:
+    if runner.with_classes and not runner.num_labels:
         runner.run(views[0])
     labels = runner.num_labels
     channels = labels + (2 + len(DIRECTIONS) if with_boundaries else 0)
     widest = max(view.grid_size[1] * math.ceil(view.grid_size[0] / height) for view in views)
 
     needs_probabilities = return_scores or len(views) > 1
-    result = SegmentationResult(torch.empty(height, width, dtype=torch.uint8 if labels <= 256 else torch.int32))
+    predicted = torch.empty(height, width, dtype=torch.uint8 if labels <= 256 else torch.int32)
+    result = SegmentationResult(predicted if runner.with_classes else _read_label_map(label_map, (height, width)))
     if return_scores:
         result.scores = torch.empty(labels, height, width)
     if with_boundaries:
         result.boundary_probability = torch.empty(height, width)
         result.direction_map = torch.empty(height, width, dtype=torch.uint8)
+        result.direction_probability = torch.empty(height, width)
     for start, stop in bands(height, 4 * channels * max(width, widest)):
         sums: list[Tensor] = []
         for view in views:
@@ -143,22 +193,27 @@ def segment_views(
                 groups[0] = groups[0].softmax(-1)
                 groups[2:] = [group.softmax(-1) for group in groups[2:]]
             sums = [total + group for total, group in zip(sums, groups)] if sums else groups
-        result.label_map[start:stop] = sums[0].argmax(-1)
+        if runner.with_classes:
+            result.label_map[start:stop] = sums[0].argmax(-1)
         if result.scores is not None:
             result.scores[:, start:stop] = (sums[0] / len(views)).permute(2, 0, 1)
         if result.boundary_probability is not None and result.direction_map is not None:
             result.boundary_probability[start:stop] = sums[1][..., 1] / len(views)
             result.direction_map[start:stop] = sums[2].argmax(-1)
+        if result.direction_probability is not None:
+            probabilities = sums[2] / len(views) if needs_probabilities else sums[2].softmax(-1)
+            result.direction_probability[start:stop] = probabilities.amax(-1)
     for view in views:
         view.logits.clear()
 
     if options.refine_boundaries:
-        result = result.refined(options.boundary_threshold, options.boundary_steps)
+        result = result.refined(**options.refinement)
     return SegmentationResult(
         label_map=result.label_map.long(),
         scores=result.scores,
         boundary_probability=result.boundary_probability if return_boundaries else None,
         direction_map=result.direction_map.long() if return_boundaries and result.direction_map is not None else None,
+        direction_probability=result.direction_probability if return_boundaries else None,
     )
 
 
@@ -171,6 +226,7 @@ def segment_batch(
     return_scores: bool = False,
     return_boundaries: bool = False,
     target_sizes: Sequence[tuple[int, int] | None] | None = None,
+    label_maps: Sequence[Any] | None = None,
     progress: bool | None = None,
     **overrides: Any,
 ) -> list[SegmentationResult]:
@@ -180,18 +236,25 @@ def segment_batch(
     Args:
         images: as `image` there.
         target_sizes: as `target_size` there, one for each image.
+        label_maps: of any other model, one for each image, as `label_map` in `unept_hf.refine`. They take the place
+            of the label maps of `model`, whose classes and scores are not computed.
         model, processor, options, return_scores, return_boundaries, progress, overrides: see `segment`.
 
     Returns:
         One `SegmentationResult` for each image, each the same as from `segment`.
 
     Raises:
-        ValueError: see `segment`.
+        ValueError: see `segment`; for label maps that are not of the size of their image.
     """
     options = replace(options or PredictionOptions(), **overrides)
     options.check_model(model)
+    if label_maps is not None:
+        check_boundary_heads(model)
     target_sizes = [None] * len(images) if target_sizes is None else target_sizes
-    runner = WindowRunner(model, processor, options, options.refine_boundaries or return_boundaries)
+    with_classes = label_maps is None
+    with_boundaries = options.refine_boundaries or return_boundaries or not with_classes
+    runner = WindowRunner(model, processor, options, with_boundaries, with_classes)
+    label_maps = [None] * len(images) if label_maps is None else label_maps
     views = [
         make_views(processor, image, options, target_size)
         for image, target_size in zip(images, target_sizes, strict=True)
@@ -202,7 +265,10 @@ def segment_batch(
     disable = not progress if progress is not None else is_short or None  # None: only on a terminal
     with evaluation_mode(model), tqdm(total=windows, desc="Segmenting", unit="window", disable=disable) as bar:
         runner.progress = bar
-        return [segment_views(group, runner, return_scores, return_boundaries) for group in views]
+        return [
+            segment_views(group, runner, return_scores, return_boundaries, label_map)
+            for group, label_map in zip(views, label_maps, strict=True)
+        ]
 
 
 def segment(

@@ -199,6 +199,7 @@ class WindowRunner:
         processor: its image processor, which rescales and normalizes the windows.
         options: the batch size and the dtype to compute in.
         with_boundaries: whether boundary and direction logits are stacked below the logits of the classes.
+        with_classes: whether there are logits of the classes. Without them, only the spatial branch of UN-EPT runs.
         progress: progress bar, counting windows.
     """
 
@@ -208,10 +209,11 @@ class WindowRunner:
         processor: Any,
         options: PredictionOptions,
         with_boundaries: bool = False,
+        with_classes: bool = True,
         progress: Any = None,
     ):
         self.model, self.processor, self.options = model, processor, options
-        self.with_boundaries = with_boundaries
+        self.with_boundaries, self.with_classes = with_boundaries, with_classes
         self.progress = progress
         self.views: list[View] = []
         self.num_labels = 0  # known from the first logits on
@@ -256,8 +258,10 @@ class WindowRunner:
         """Logits `(batch_size, channels, rows, columns)` of the classes, and of boundaries where wanted."""
         parameter, dtype = next(self.model.parameters()), self.options.autocast_dtype
         with contextlib.nullcontext() if dtype is None else torch.autocast(parameter.device.type, dtype=dtype):
-            outputs = self.model(pixel_values=pixel_values.to(parameter.device, parameter.dtype))
-        names = ["logits", *(["boundary_logits", "direction_logits"] if self.with_boundaries else [])]
+            forward: Any = self.model if self.with_classes else self.model.predict_boundaries
+            outputs = forward(pixel_values=pixel_values.to(parameter.device, parameter.dtype))
+        names = ["logits"] if self.with_classes else []
+        names += ["boundary_logits", "direction_logits"] if self.with_boundaries else []
         maps = [output_field(outputs, name) for name in names]
         for name, one in zip(names, maps):
             if one is None or one.dim() != 4:
@@ -266,7 +270,7 @@ class WindowRunner:
                     "model for semantic segmentation, such as AutoModelForSemanticSegmentation loads; refining or "
                     "returning boundaries needs a UN-EPT with use_boundary_heads=True."
                 )
-        self.num_labels = maps[0].shape[1]
+        self.num_labels = maps[0].shape[1] if self.with_classes else 0
         return torch.cat([one.to(maps[0].dtype) for one in maps], dim=1) if self.with_boundaries else maps[0]
 
 

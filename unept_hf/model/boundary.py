@@ -189,7 +189,7 @@ def boundary_targets(
     return boundary.to(labels.device), direction.to(labels.device)
 
 
-def follow_direction(boundary: Tensor, direction: Tensor, steps: int = 1) -> Tensor:
+def follow_direction(boundary: Tensor, direction: Tensor, steps: int = 1, inside_only: bool = False) -> Tensor:
     """
     The pixel that each pixel takes its label from.
 
@@ -198,6 +198,7 @@ def follow_direction(boundary: Tensor, direction: Tensor, steps: int = 1) -> Ten
         direction: `(..., height, width)`, int64, 0..7.
         steps: how often to move, each time along the direction found at the pixel reached, until it is not a boundary
             pixel. Moves stop at the border of the image.
+        inside_only: whether a pixel stays where it is if its walk ends at a boundary pixel.
 
     Returns:
         `(..., height * width)`, int64: index into the pixels of the image, row by row.
@@ -205,11 +206,13 @@ def follow_direction(boundary: Tensor, direction: Tensor, steps: int = 1) -> Ten
     height, width = boundary.shape[-2:]
     offsets = torch.tensor(DIRECTIONS, device=boundary.device)[direction] * boundary[..., None]
     row_offset, column_offset = offsets.flatten(-3, -2).unbind(-1)
-    source = torch.arange(height * width, device=boundary.device).expand(row_offset.shape)
+    start = source = torch.arange(height * width, device=boundary.device).expand(row_offset.shape)
     for _ in range(steps):
         rows = (source // width + row_offset.gather(-1, source)).clamp(0, height - 1)
         columns = (source % width + column_offset.gather(-1, source)).clamp(0, width - 1)
         source = rows * width + columns
+    if inside_only:
+        source = torch.where(boundary.flatten(-2).gather(-1, source), start, source)
     return source
 
 
@@ -230,7 +233,12 @@ def refine_logits(logits: Tensor, boundary: Tensor, direction: Tensor) -> Tensor
 
 
 def refine_label_map(
-    label_map: Tensor, boundary_probability: Tensor, direction: Tensor, threshold: float = 0.5, steps: int = 1
+    label_map: Tensor,
+    boundary_probability: Tensor,
+    direction: Tensor,
+    threshold: float = 0.5,
+    steps: int = 1,
+    inside_only: bool = False,
 ) -> Tensor:
     """
     Boundary pixels take the label found along their direction.
@@ -241,9 +249,10 @@ def refine_label_map(
         direction: `(height, width)`, int64, 0..7.
         threshold: probability above which a pixel is a boundary pixel.
         steps: how many pixels to walk at most, from 1.
+        inside_only: whether a pixel keeps its label if its walk ends at a boundary pixel.
 
     Returns:
         `(height, width)`, int64.
     """
-    source = follow_direction(boundary_probability > threshold, direction, steps)
+    source = follow_direction(boundary_probability > threshold, direction, steps, inside_only)
     return label_map.flatten()[source].view_as(label_map)

@@ -741,6 +741,33 @@ class UneptForSemanticSegmentation(UneptPreTrainedModel):
         self.direction_head = UneptBoundaryHead(config, len(DIRECTIONS)) if config.use_boundary_heads else None
         self.post_init()
 
+    def predict_boundaries(self, pixel_values: Tensor) -> UneptSemanticSegmenterOutput:
+        r"""
+        Boundaries and directions without classes. The heads read the spatial branch alone, so neither the backbone nor
+        the encoder nor the decoder runs. Needs `config.use_boundary_heads`.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalized images, as `forward` takes them.
+
+        Returns:
+            [`UneptSemanticSegmenterOutput`] with `boundary_logits` and `direction_logits`, the same as from `forward`.
+
+        Raises:
+            ValueError: for pixel values of another shape or dtype.
+        """
+        spatial_branch, boundary_head, direction_head = (
+            self.model.spatial_branch,
+            self.boundary_head,
+            self.direction_head,
+        )
+        assert spatial_branch is not None and boundary_head is not None and direction_head is not None
+        self.model._check_pixel_values(pixel_values)
+        features = spatial_branch(pixel_values.to(self.model.level_embed.dtype))
+        return UneptSemanticSegmenterOutput(
+            boundary_logits=boundary_head(features), direction_logits=direction_head(features)
+        )
+
     @can_return_tuple
     def forward(
         self,

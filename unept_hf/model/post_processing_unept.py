@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
-from .boundary import refine_label_map
+from .boundary import follow_direction
 
 
 __all__ = ["output_field", "post_process_semantic_segmentation"]
@@ -106,6 +106,8 @@ def post_process_semantic_segmentation(
     refine_boundaries: bool = False,
     boundary_threshold: float = 0.5,
     boundary_steps: int = 1,
+    boundary_direction_threshold: float = 0.0,
+    boundary_inside_only: bool = False,
 ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
     """
     Label maps from the outputs of [`UneptForSemanticSegmentation`].
@@ -127,6 +129,8 @@ def post_process_semantic_segmentation(
             away from the boundary.
         boundary_threshold: Probability above which a pixel is at a boundary.
         boundary_steps: How many pixels of the target to walk at most.
+        boundary_direction_threshold: Probability of its direction below which a pixel counts as inside of an object.
+        boundary_inside_only: Whether a pixel keeps its label if its walk ends at a boundary pixel.
 
     Returns:
         A list of `batch_size` label maps `(height, width)`, int64, on the device of the logits. Ties between classes
@@ -151,11 +155,12 @@ def post_process_semantic_segmentation(
         scores = _resize_logits(logits[index], cells, size) if return_segmentation_scores else None
         labels = _best_channel(logits[index], cells, size) if scores is None else scores.argmax(dim=0)
         if refine_boundaries:
-            boundary_probability = _resize_logits(boundary_logits[index], cells, size).softmax(dim=0)[1]
+            boundary = _resize_logits(boundary_logits[index], cells, size).softmax(dim=0)[1] > boundary_threshold
+            if boundary_direction_threshold > 0:
+                probabilities = _resize_logits(direction_logits[index], cells, size).softmax(dim=0)
+                boundary &= probabilities.amax(dim=0) >= boundary_direction_threshold
             direction = _best_channel(direction_logits[index], cells, size)
-            # The positions themselves are refined, so that labels and scores move together.
-            source = torch.arange(labels.numel(), device=labels.device).view_as(labels)
-            source = refine_label_map(source, boundary_probability, direction, boundary_threshold, boundary_steps)
+            source = follow_direction(boundary, direction, boundary_steps, boundary_inside_only).view_as(labels)
             labels = labels.flatten()[source]
             scores = scores.flatten(1)[:, source] if scores is not None else None
         if scores is None:
