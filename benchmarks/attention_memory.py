@@ -5,9 +5,8 @@ the paper, for the context encoder and the cross-attention of the decoder.
 
 The step is the paper's: float32, two crops, 150 classes, ResNet-50, pointwise self-attention in the decoder. Memory is
 counted from the shapes of the tensors, without computing them, so that any size fits on any machine and the result is
-the same on each. `--time` also runs the steps on `--device`, where the counted memory allows it.
-
-Every run has its own process. Finished runs are kept in --runs.
+the same on each. `--time` also runs the steps on `--device`, where the counted memory allows it, each row and size in
+its own process. Finished runs are kept in --runs.
 
     python benchmarks/attention_memory.py
     python benchmarks/attention_memory.py --time --device cuda --memory_limit 75
@@ -30,6 +29,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
 from training_memory import PAPER, measure_steps
 from transformers import HfArgumentParser
 
@@ -179,8 +179,11 @@ def locality_sensitive(query: Tensor, key: Tensor, value: Tensor, chunk: int = 6
     keys, values = (torch.cat((tensor, tensor.roll(1, dims=3)), dim=-2) for tensor in (keys, values))
     is_key = torch.cat((is_key, is_key.roll(1, dims=0)), dim=-1)
     scores = (queries @ keys.mT).masked_fill(~is_key[:, None], -torch.inf)
-    sums = scores.logsumexp(-1, keepdim=True)
-    outputs = (scores - sums).exp() @ values
+    weights = scores.softmax(-1)
+    # The logarithm of the sum of the exponentials, from one key, so that autograd keeps the weights alone.
+    best = weights.detach().argmax(-1, keepdim=True)
+    sums = scores.gather(-1, best) - weights.gather(-1, best).log()
+    outputs = weights @ values
 
     # (batch, heads, rounds, queries, ...), in the order of the queries
     inverse = query_order.argsort(-1)[..., None]
@@ -376,9 +379,9 @@ def context_attentions(model: nn.Module) -> list[nn.Module]:
 
 def count_memory(model: UneptForSemanticSegmentation, size: int, batch_size: int) -> dict[str, int]:
     """
-    Bytes of a training step with square crops, from the shapes alone: what autograd saves, what it saves in the
-    context attentions, and the peak, which includes parameters, gradients, the two states of AdamW and everything that
-    lives for a moment, but not the workspace of libraries.
+    The number of parameters, and the bytes of a training step with square crops, from the shapes alone: what autograd
+    saves, what it saves in the context attentions, and the peak, which includes parameters, gradients, the two states
+    of AdamW and everything that lives for a moment, but not the workspace of libraries.
 
     The model changes: its dropout becomes that of GPUs.
     """
@@ -405,6 +408,7 @@ def count_memory(model: UneptForSemanticSegmentation, size: int, batch_size: int
         with live:
             loss_of_step().backward()
     return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "saved": saved.bytes,
         "saved_in_attentions": saved.bytes_in_modules,
         "peak": live.peak + optimizer_states,
@@ -437,35 +441,40 @@ class Arguments:
 
     def settings(self) -> dict:
         """The settings that must be equal for runs to be comparable."""
-        settings = {"batch_size": self.batch_size, "time": self.time}
-        if self.time:
-            settings |= {"device": self.device, "repeats": self.repeats, "memory_limit": self.memory_limit}
-        return settings
+        names = ("device", "batch_size", "repeats", "memory_limit") if self.time else ("batch_size",)
+        return {name: getattr(self, name) for name in names}
 
 
 def run(name: str, arguments: Arguments) -> None:
-    """Makes the run `<row> <size>`, and stores its results."""
+    """Runs the steps of `<row> <size>`, and stores their time and memory."""
     row, _, size = name.rpartition(" ")
+    if arguments.device == "cpu":
+        limit = int(arguments.memory_limit * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
     torch.manual_seed(0)
-    results = count_memory(make_model(row), int(size), arguments.batch_size)
-    model = make_model(row)
-    results["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    if arguments.time and results["peak"] <= arguments.memory_limit * 2**30:
-        if arguments.device == "cpu":
-            limit = int(arguments.memory_limit * 2**30)
-            resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
-        try:
-            measured = measure_steps(
-                model, torch.device(arguments.device), int(size), arguments.batch_size, arguments.repeats
-            )
-            results |= {"measured_peak": measured["bytes"], "seconds": measured["seconds"]}
-        except RuntimeError as error:
-            if "memory" not in str(error):
-                raise
-    write_result(arguments.runs, name, arguments.settings(), results)
+    device = torch.device(arguments.device)
+    measured = measure_steps(make_model(row), device, int(size), arguments.batch_size, arguments.repeats)
+    write_result(arguments.runs, name, arguments.settings(), measured)
 
 
-def tables(runs: dict[str, dict[str, float]], arguments: Arguments) -> list[str]:
+def measure(counted: dict[str, dict[str, int]], arguments: Arguments) -> dict[str, dict[str, float]]:
+    """Time and memory of the steps that fit, each of which runs in its own process."""
+    settings = arguments.settings()
+    names = [name for name, found in counted.items() if found["peak"] <= arguments.memory_limit * 2**30]
+    options = [f"--{name}={value}" for name, value in ({"time": True} | settings).items()]
+    commands = {
+        name: [f"--worker={name}", f"--runs={arguments.runs}", *options]
+        for name in names
+        if read_result(arguments.runs, name, settings) is None
+    }
+    # A step can take more than was counted, and run out of memory.
+    run_all(arguments.runs, commands, may_fail=True)
+    return {name: found for name in names if (found := read_result(arguments.runs, name, settings)) is not None}
+
+
+def tables(
+    counted: dict[str, dict[str, int]], measured: dict[str, dict[str, float]], arguments: Arguments
+) -> list[str]:
     lines = []
     for size in arguments.sizes:
         columns = ["parameters, M", "kept for the backward, GB", "of that in the attentions, GB", "peak, GB"]
@@ -474,14 +483,15 @@ def tables(runs: dict[str, dict[str, float]], arguments: Arguments) -> list[str]
         lines += ["", f"## {size} x {size} pixels", "", f"| attention | {' | '.join(columns)} |"]
         lines.append("| --- |" + " ---: |" * len(columns))
         for row in arguments.rows:
-            found = runs[f"{row} {size}"]
+            found = counted[f"{row} {size}"]
             cells = [f"{found['parameters'] / 1e6:.1f}"]
             cells += [f"{found[name] / 1e9:.2f}" for name in ("saved", "saved_in_attentions", "peak")]
             if size == PAPER_SIZE:
                 cells.append(f"{PAPER_ROWS[row]}" if row in PAPER_ROWS else "-")
-            if arguments.time:
-                cells.append(f"{found['measured_peak'] / 1e9:.2f}" if "measured_peak" in found else "counted only")
-                cells.append(f"{found['seconds']:.3f}" if "seconds" in found else "-")
+            if run := measured.get(f"{row} {size}"):
+                cells += [f"{run['bytes'] / 1e9:.2f}", f"{run['seconds']:.3f}"]
+            elif arguments.time:
+                cells += ["counted only", "-"]
             lines.append(f"| {row} | {' | '.join(cells)} |")
     return lines
 
@@ -491,32 +501,26 @@ def main() -> None:
     if arguments.worker:
         return run(arguments.worker, arguments)
     names = [f"{row} {size}" for size in arguments.sizes for row in arguments.rows]
-    settings = arguments.settings()
-    options = [f"--{name}={value}" for name, value in settings.items()]
-    commands = {
-        name: [f"--worker={name}", f"--runs={arguments.runs}", *options]
-        for name in names
-        if read_result(arguments.runs, name, settings) is None
-    }
-    run_all(arguments.runs, commands)
-    runs = {name: read_result(arguments.runs, name, settings) for name in names}
+    counted = {}
+    for name in tqdm(names, desc="Counting"):
+        row, _, size = name.rpartition(" ")
+        counted[name] = count_memory(make_model(row), int(size), arguments.batch_size)
 
-    name, device = "attention_memory", {}
-    if arguments.time:
-        name += f"-{arguments.device}"
-        device["device"] = torch.cuda.get_device_name() if arguments.device == "cuda" else cpu_device()
-    facts = device | versions("torch", "transformers", "timm") | {"date": today()} | settings
+    name, title, measured, facts = "attention_memory", "Memory of the context attention", {}, {}
     lines = [
         "Gigabytes (10^9 bytes), counted from the shapes of the tensors of one step in float32. The peak includes the "
-        "parameters, their gradients and the states of AdamW, but not the workspace of libraries. All attentions have "
-        "8 heads. The paper's column is from the README of its repository."
+        "parameters, their gradients and the states of AdamW, but not the workspace of libraries. The paper's column "
+        "is from the README of its repository."
     ]
     if arguments.time:
+        measured = measure(counted, arguments)
+        name += f"-{arguments.device}"
+        facts["device"] = torch.cuda.get_device_name() if arguments.device == "cuda" else cpu_device()
         kind = "allocated by torch" if arguments.device == "cuda" else "resident, libraries included"
-        lines += ["", f"The measured peak is {kind}; seconds are the median of the steps."]
-    write_results(
-        arguments.output, name, "Memory of the context attention", facts, lines + tables(runs, arguments), runs=runs
-    )
+        lines[0] += f" The measured peak is {kind}; seconds are the median of the steps."
+    facts |= versions("torch", "transformers", "timm") | {"date": today()} | arguments.settings()
+    lines += tables(counted, measured, arguments)
+    write_results(arguments.output, name, title, facts, lines, counted=counted, measured=measured)
 
 
 if __name__ == "__main__":
