@@ -72,6 +72,16 @@ def columns_of(tensor: Tensor) -> Tensor:
     return rows_of(tensor.transpose(3, 4))
 
 
+def cells_of_rows(rows: Tensor, levels: int) -> Tensor:
+    """The inverse of `rows_of`."""
+    return rows.unflatten(3, (levels, -1)).transpose(2, 3)
+
+
+def cells_of_columns(columns: Tensor, levels: int) -> Tensor:
+    """The inverse of `columns_of`."""
+    return cells_of_rows(columns, levels).transpose(3, 4)
+
+
 def strided(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """
     Half of the heads attend to the row of the query in each level, the others to its column.
@@ -82,11 +92,9 @@ def strided(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     (row_query, column_query), (row_key, column_key), (row_value, column_value) = (
         tensor.chunk(2, dim=1) for tensor in (query, key, value)
     )
-    levels, height, width = query.shape[2:5]
     rows = attend(rows_of(row_query), rows_of(row_key), rows_of(row_value))
     columns = attend(columns_of(column_query), columns_of(column_key), columns_of(column_value))
-    rows = rows.unflatten(3, (levels, width)).transpose(2, 3)
-    columns = columns.unflatten(3, (levels, height)).permute(0, 1, 3, 4, 2, 5)
+    rows, columns = cells_of_rows(rows, query.shape[2]), cells_of_columns(columns, query.shape[2])
     return torch.cat((rows, columns), dim=1)
 
 
@@ -97,19 +105,22 @@ def criss_cross(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Source: Huang et al., "CCNet: Criss-Cross Attention for Semantic Segmentation", section 3.2. The two layers stand
     for its two recurrences.
     """
-    levels, height, width = query.shape[2:5]
-    # (batch, heads, query row, query level, query column, keys)
-    rows = (rows_of(query) @ rows_of(key).mT).unflatten(3, (levels, width))
-    columns = (columns_of(query) @ columns_of(key).mT).unflatten(3, (levels, height)).permute(0, 1, 4, 3, 2, 5)
-    # The row and the column share the cell at the position of the query.
-    is_own = torch.eye(height, dtype=torch.bool, device=query.device).repeat(1, key.shape[2])
-    columns = columns.masked_fill(is_own[:, None, None], -torch.inf)
-    weights = torch.cat((rows, columns), dim=-1).softmax(-1)
-    row_weights, column_weights = weights.split((rows.shape[-1], columns.shape[-1]), dim=-1)
-    from_rows = row_weights.flatten(3, 4) @ rows_of(value)
-    from_columns = column_weights.permute(0, 1, 4, 3, 2, 5).flatten(3, 4) @ columns_of(value)
-    from_rows = from_rows.unflatten(3, (levels, width)).transpose(2, 3)
-    return from_rows + from_columns.unflatten(3, (levels, height)).permute(0, 1, 3, 4, 2, 5)
+    levels = query.shape[2]
+    rows = rows_of(query) @ rows_of(key).mT
+    columns = columns_of(query) @ columns_of(key).mT
+    # The row and the column share the cells at the position of the query.
+    is_own = torch.eye(query.shape[3], dtype=torch.bool, device=query.device).repeat(levels, key.shape[2])
+    columns = columns.masked_fill(is_own, -torch.inf)
+    largest = torch.maximum(
+        cells_of_rows(rows.detach().amax(-1, keepdim=True), levels),
+        cells_of_columns(columns.detach().amax(-1, keepdim=True), levels),
+    )
+    row_weights = (rows - rows_of(largest)).exp()
+    column_weights = (columns - columns_of(largest)).exp()
+    sums = cells_of_rows(row_weights.sum(-1, keepdim=True), levels)
+    sums = sums + cells_of_columns(column_weights.sum(-1, keepdim=True), levels)
+    from_rows = cells_of_rows(row_weights @ rows_of(value), levels)
+    return (from_rows + cells_of_columns(column_weights @ columns_of(value), levels)) / sums
 
 
 def window_and_global(query: Tensor, key: Tensor, value: Tensor, window: int = 512, global_cells: int = 64) -> Tensor:
@@ -179,11 +190,10 @@ def locality_sensitive(query: Tensor, key: Tensor, value: Tensor, chunk: int = 6
     keys, values = (torch.cat((tensor, tensor.roll(1, dims=3)), dim=-2) for tensor in (keys, values))
     is_key = torch.cat((is_key, is_key.roll(1, dims=0)), dim=-1)
     scores = (queries @ keys.mT).masked_fill(~is_key[:, None], -torch.inf)
-    weights = scores.softmax(-1)
-    # The logarithm of the sum of the exponentials, from one key, so that autograd keeps the weights alone.
-    best = weights.detach().argmax(-1, keepdim=True)
-    sums = scores.gather(-1, best) - weights.gather(-1, best).log()
-    outputs = weights @ values
+    largest = scores.detach().amax(-1, keepdim=True)
+    weights = (scores - largest).exp()
+    sums = weights.sum(-1, keepdim=True)
+    outputs, sums = weights @ values / sums, sums.log() + largest
 
     # (batch, heads, rounds, queries, ...), in the order of the queries
     inverse = query_order.argsort(-1)[..., None]
