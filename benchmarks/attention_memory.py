@@ -380,7 +380,7 @@ class SavedMemory(saved_tensors_hooks):
             self.seen[storage._cdata] = storage
             self.bytes += storage.nbytes()
             self.bytes_in_modules += self.is_inside * storage.nbytes()
-        return tensor
+        return tensor.detach()  # the graph that an output belongs to would else hold the output, and itself
 
 
 def context_attentions(model: nn.Module) -> list[nn.Module]:
