@@ -208,8 +208,12 @@ def sorted_by_hash(query: Tensor, key: Tensor, rounds: int, chunks: int) -> tupl
     rotations = torch.randn(rounds, query.shape[-1], max(chunks // 2, 1), dtype=query.dtype, device=query.device)
     orders = []
     for tensor in (query, key):
-        rotated = tensor[:, :, None] @ rotations
-        orders.append(torch.cat((rotated, -rotated), dim=-1).argmax(-1).sort(dim=-1, stable=True).indices)
+        rounds_of_tensor = []
+        for rotation in rotations:  # one after the other, because the rotated vectors have an entry for each chunk
+            rotated = tensor @ rotation
+            hashes = torch.cat((rotated, -rotated), dim=-1).argmax(-1)
+            rounds_of_tensor.append(hashes.sort(dim=-1, stable=True).indices)
+        orders.append(torch.stack(rounds_of_tensor, dim=2))
     return orders[0], orders[1]
 
 
