@@ -201,6 +201,15 @@ def test_live_memory_peaks_where_most_tensors_live():
     assert kept.numel() == 100
 
 
+def test_saved_memory_counts_storages_once_and_no_parameters():
+    model, images = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Unflatten(1, (1, 5))), torch.ones(4, 3)
+    saved = SavedMemory([*model.parameters(), images], [model[1]])
+    with saved:
+        features = model(images)
+        (features.exp() * features).sum()  # keeps both, the second of which ReLU has kept before
+    assert (saved.bytes, saved.bytes_in_modules) == (2 * 80, 80)
+
+
 needs_kernel = pytest.mark.skipif(cpu._missing is not None, reason="our operator has no kernel here")
 
 
