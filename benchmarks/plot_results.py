@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from quote_results import ROOT, newest
 from transformers import HfArgumentParser
 
@@ -121,10 +123,51 @@ def peers_training() -> Figure:
     return figure
 
 
+def attention_memory() -> Figure:
+    """Counted memory over the side of the image, one line for each attention, its name at the end of the line."""
+    counted = results_of("attention_memory")["counted"]
+    attentions = dict.fromkeys(name.rpartition(" ")[0] for name in counted if "DeiT" not in name)
+    sizes = sorted({int(name.rpartition(" ")[2]) for name in counted})
+    figure = Figure(figsize=(11, 5.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    titles = {"peak": "peak of a training step, GB", "saved_in_attentions": "kept by the attentions alone, GB"}
+    for axis, (kind, title) in zip(axes, titles.items()):
+        lines = {name: [counted[f"{name} {size}"][kind] / 1e9 for size in sizes] for name in attentions}
+        ordered = sorted(lines, key=lambda name: lines[name][-1])
+        # Names would cover each other, so neighbors move apart, in units of the logarithmic axis.
+        heights = np.log([lines[name][-1] for name in ordered])
+        gap = 0.042 * np.ptp(np.log(list(lines.values())))
+        for _ in range(200):
+            overlap = np.maximum(gap - np.diff(heights), 0) / 2
+            heights += np.append(0, overlap) - np.append(overlap, 0)
+        for name, height in zip(ordered, heights):
+            color = ORANGE if "ours" in name else BLUE
+            axis.plot(sizes, lines[name], marker="o", markersize=4, color=color, linewidth=1.2)
+            axis.annotate(
+                name,
+                (sizes[-1], lines[name][-1]),
+                xytext=(sizes[-1] * 1.12, np.exp(height)),
+                verticalalignment="center",
+                fontsize="small",
+                color=color,
+                arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.5, "relpos": (0, 0.5)},
+                annotation_clip=False,
+            )
+        axis.set(xscale="log", yscale="log", xlabel="side of the image, pixels", title=title)
+        axis.set_xticks(sizes, [str(size) for size in sizes])
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "results_ablations": ablations,
     "results_peers_latency": peers_latency,
     "results_peers_training": peers_training,
+    "results_attention_memory": attention_memory,
 }
 
 

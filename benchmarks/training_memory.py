@@ -29,11 +29,12 @@ from unept_hf.model.boundary import boundary_targets
 from unept_hf.model.deformable_attention import attention_backend
 
 
-# Memory of the paper, in gigabytes for each device.
+# Memory of a device in gigabytes, from the table of results in the README of the paper's repository.
 PAPER = {"unept-resnet50": 7.0, "unept-deit-base": 8.5}
 # name: whether bfloat16 autocast, whether gradient checkpointing, attention backend, decoder self-attention (the
 # paper's figures are of the pointwise one)
 MODES = {
+    "float32, pointwise decoder": (False, False, "auto", "pointwise"),
     "float32": (False, False, "auto", "deformable"),
     "float32, checkpointing": (False, True, "auto", "deformable"),
     "float32, grid_sample": (False, False, "torch", "deformable"),
@@ -45,46 +46,55 @@ MODES = {
 }
 
 
-def measure(preset, mode, arguments):
-    """Peak bytes and seconds of a step."""
-    autocast, checkpointing, backend, decoder = MODES[mode]
-    device = torch.device(arguments.device)
-    torch.manual_seed(0)
-    model = UneptForSemanticSegmentation.from_preset(preset, num_labels=150, decoder_self_attention=decoder)
-    model.to(device).train()
-    if checkpointing:
-        model.activation_checkpointing_enable()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    shape = (arguments.batch_size, arguments.size, arguments.size)
-    images = torch.randn(shape[0], 3, *shape[1:]).to(device)
+def training_inputs(batch_size, size):
+    """Random square images, and the keyword arguments of the loss for them."""
+    images = torch.randn(batch_size, 3, size, size)
     # Regions of 16 by 16 pixels have boundaries as scenes do.
-    labels = torch.randint(0, 150, (shape[0], -(-shape[1] // 16), -(-shape[2] // 16)))
-    labels = labels.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, : shape[1], : shape[2]].contiguous()
+    labels = torch.randint(0, 150, (batch_size, -(-size // 16), -(-size // 16)))
+    labels = labels.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, :size, :size].contiguous()
     boundary_map, direction_map = boundary_targets(labels)
-    maps = {"labels": labels, "boundary_map": boundary_map, "direction_map": direction_map}
-    maps = {name: tensor.to(device) for name, tensor in maps.items()}
+    return images, {"labels": labels, "boundary_map": boundary_map, "direction_map": direction_map}
+
+
+def measure_steps(model, device, size, batch_size, repeats, autocast=False):
+    """Peak bytes and median seconds of training steps of a model, which moves to the device."""
+    model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    images, targets = training_inputs(batch_size, size)
+    images, targets = images.to(device), {name: tensor.to(device) for name, tensor in targets.items()}
 
     def step():
         context = torch.autocast(device.type, torch.bfloat16) if autocast else contextlib.nullcontext()
         with context:
-            loss = model(images, **maps).loss
+            loss = model(images, **targets).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         if not loss.isfinite():
-            raise AssertionError(f"{preset}, {mode}: the loss is {loss.item()}")
+            raise AssertionError(f"The loss is {loss.item()}.")
 
     seconds = []
-    with attention_backend(backend):
-        step()  # compiles and fills caches
-        with peak_memory(device) as memory:
-            for _ in range(arguments.repeats):
-                start = time.perf_counter()
-                step()
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                seconds.append(time.perf_counter() - start)
+    step()  # compiles and fills caches
+    with peak_memory(device) as memory:
+        for _ in range(repeats):
+            start = time.perf_counter()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
     return {"bytes": memory["total_bytes"], "seconds": statistics.median(seconds)}
+
+
+def measure(preset, mode, arguments):
+    """Peak bytes and seconds of a step."""
+    autocast, checkpointing, backend, decoder = MODES[mode]
+    torch.manual_seed(0)
+    model = UneptForSemanticSegmentation.from_preset(preset, num_labels=150, decoder_self_attention=decoder)
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    device = torch.device(arguments.device)
+    with attention_backend(backend):
+        return measure_steps(model, device, arguments.size, arguments.batch_size, arguments.repeats, autocast)
 
 
 def measure_alone(preset, mode, arguments):

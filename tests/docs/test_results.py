@@ -99,6 +99,11 @@ def best_training(model):
     return max((runs[name] for name in runs if name.rpartition(" ")[0] == model), key=lambda run: run["mean_iou"])
 
 
+def memory(row, kind="peak", size=480):
+    """Counted gigabytes."""
+    return plot_results.results_of("attention_memory")["counted"][f"{row} {size}"][kind] / 1e9
+
+
 def sentences():
     """Sentences of the README and the results page, with the figures of the result files."""
     fused = operator_forward("transformers") / operator_forward("ours, fused")
@@ -147,11 +152,42 @@ def sentences():
     eomt, upernet = (run["train_seconds"] / unept["train_seconds"] for run in (eomt, upernet))
     yield f"EoMT takes {eomt:.1f} times as long to train as UN-EPT, and **UperNet {upernet:.1f} times as long**"
 
+    ours, strided, kept = "deformable (ours)", "strided (Sparse Transformer)", "saved_in_attentions"
+    yield f"**Dense attention needs {memory('dense') / memory(ours):.1f} times the memory of ours** at 480 x 480"
+    yield (
+        f"its peak grows by a factor of {memory('dense', size=1024) / memory('dense'):.0f}, and ours by "
+        f"{memory(ours, size=1024) / memory(ours):.1f},"
+    )
+    yield (
+        f"keeps {memory(strided, kept) / memory(ours, kept):.1f} times as much in its layers, and Reformer's hashing "
+        f"{memory('hashing (Reformer)', kept) / memory(ours, kept):.1f} times as much"
+    )
+    yield (
+        f"**Our counted peak is {memory(ours) / 7.0:.0%} of the README's figure** with ResNet-50, and "
+        f"{memory(f'{ours}, DeiT-B') / 8.5:.0%} with DeiT-B"
+    )
+    rest = memory(ours, "saved") - memory(ours, kept)
+    yield (
+        f"{rest:.2f} GB of the {memory(ours, 'saved'):.2f} GB that our model keeps do not belong to the context "
+        f"attention, so strided attention needs only {memory(strided) / memory(ours) - 1:.1%} more at the peak"
+    )
+    yield (
+        "**Fused dense attention needs slightly less memory than ours** "
+        f"({memory('dense, fused'):.2f} GB against {memory(ours):.2f} GB)"
+    )
+
 
 @pytest.mark.parametrize("sentence", list(sentences()))
 def test_sentences_have_the_figures_of_the_results(sentence):
     pages = [(ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/results.md")]
     assert sentence in " ".join(" ".join(pages).split())
+
+
+@pytest.mark.parametrize("size", [480, 768, 1024])
+def test_our_attention_needs_the_least_of_those_that_keep_their_weights(size):
+    rows = ["dense", "strided (Sparse Transformer)", "window and global (Longformer)", "hashing (Reformer)"]
+    rows += ["criss-cross (CCNet)", "pooled keys (ANL)", "dense at stride 16 (SETR)"]
+    assert memory("deformable (ours)", size=size) < min(memory(row, size=size) for row in rows)
 
 
 def test_registers_are_those_of_the_compiled_kernels():
