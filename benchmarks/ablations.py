@@ -158,9 +158,7 @@ class Arguments:
     data_dir: Path | None = field(default=None, metadata={"help": "camvid: folder of the photographs."})
     backbone_checkpoint: Path | None = field(default=None, metadata={"help": "camvid: ImageNet weights."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "One run of each row for each."})
-    rows: list[str] = field(
-        default_factory=list, metadata={"help": "Rows to run; the rest is as it is."}
-    )
+    rows: list[str] = field(default_factory=list, metadata={"help": "Rows to run; the rest is as it is."})
     steps: int | None = field(default=None, metadata={"help": "Training steps: 300, or 250 on CamVid."})
     batch_size: int = field(default=8, metadata={"help": "Scenes or crops in a step."})
     learning_rate: float | None = field(

@@ -320,8 +320,8 @@ def main() -> None:
     if latency is not None:
         lines.append(
             f"Times are seconds of {latency['threads']} threads, the fastest of the repeats, which are interleaved. "
-            "One photograph: in float32, from resized pixels to the label map. Training step: forward and backward of a "
-            "batch, in bfloat16."
+            "One photograph: in float32, from resized pixels to the label map. Training step: forward and backward of "
+            "a batch, in bfloat16."
         )
     lines += ["", *table(chosen, trained, tested, latency)]
     title = "Segmentation models on CamVid"
