@@ -90,6 +90,11 @@ class Arguments:
 def main() -> None:
     (arguments,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses()
     model, processor = load_model_and_processor(arguments.model_name_or_path)
+    if model.config.num_labels != len(CLASSES):
+        raise ValueError(
+            f"{arguments.model_name_or_path} has {model.config.num_labels} classes, CamVid {len(CLASSES)}: "
+            "--model_name_or_path needs a model that was trained on CamVid."
+        )
     dataset, _ = load_segmentation_dataset("camvid", "test", data_dir=str(arguments.data_dir))
     dataset = dataset.sort("name")
     rows = []
