@@ -6,7 +6,7 @@ both. It takes the photographs at even distances in the order of their names, so
 The predictions of the other model are those that benchmarks/camvid_peers.py kept.
 
     python benchmarks/photograph_figure.py --data_dir CamVid \\
-        --model_name_or_path runs/camvid_efficientnet_lite0/best_model \\
+        --model_name_or_path runs/camvid_efficientnet_lite0/model \\
         --peer DeepLabV3+ --predictions runs/camvid_peers/test_DeepLabV3+_0.001_0
 """
 

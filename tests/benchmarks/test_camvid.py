@@ -84,7 +84,7 @@ def test_a_stopped_training_goes_on_as_if_nothing_had_happened(tmp_path, monkeyp
     file = tmp_path / "run.checkpoint"
     with pytest.raises(KeyboardInterrupt):
         run(0, file, stop_after=2)
-    with pytest.raises(ValueError, match="comes from settings .*same"):
+    with pytest.raises(ValueError, match=r"comes from settings .*same"):
         run(0, file, settings="others")
     resumed, resumed_loss, steps = run(1, file)
     assert steps == 2 and resumed_loss == loss
