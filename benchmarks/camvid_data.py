@@ -4,6 +4,7 @@ The photographs of CamVid, to train models with an EfficientNet-Lite0 from Image
 `examples/configs/camvid_efficientnet_lite0.yaml` in fewer steps.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -70,11 +71,12 @@ class CamvidData:
             train_batch_size=batch_size or run_args.train_batch_size,
             learning_rate=learning_rate or run_args.learning_rate,
         )
-        normalization = UneptForSemanticSegmentation.from_preset(model_args.preset).image_processor_options()
+
+    @functools.cached_property
+    def processor(self) -> UneptImageProcessor:
+        normalization = UneptForSemanticSegmentation.from_preset(self.model_args.preset).image_processor_options()
         longest, shortest = max(self.data_args.scale), min(self.data_args.scale)
-        self.processor = UneptImageProcessor(
-            **normalization, size={"shortest_edge": shortest, "longest_edge": longest}
-        )
+        return UneptImageProcessor(**normalization, size={"shortest_edge": shortest, "longest_edge": longest})
 
     def settings(self) -> dict[str, Any]:
         """What must be equal for trainings to be comparable, their learning rates aside."""

@@ -96,10 +96,10 @@ def main() -> None:
             "--model_name_or_path needs a model that was trained on CamVid."
         )
     dataset, _ = load_segmentation_dataset("camvid", "test", data_dir=str(arguments.data_dir))
-    dataset = dataset.sort("name")
+    by_name = np.argsort(dataset["name"])
     rows = []
-    for index in evenly_spread(len(dataset), arguments.count):
-        example = dataset[index]
+    for place in evenly_spread(len(dataset), arguments.count):
+        example = dataset[int(by_name[place])]
         image, truth = decode_example(example, CLASSES)
         ours = segment(model, processor, image, refine_boundaries=arguments.refine_boundaries).label_map.numpy()
         file = arguments.predictions / f"{example['name']}.png"

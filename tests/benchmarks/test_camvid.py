@@ -54,6 +54,16 @@ def weights(tmp_path_factory):
     return path
 
 
+@pytest.fixture(autouse=True)
+def recipe(tmp_path, monkeypatch):
+    """The recipe for small photographs, with round numbers."""
+    options = yaml.safe_load(camvid_data.RECIPE.read_text())
+    options |= {"max_steps": 2000, "warmup_steps": 100, "ema_decay": 0.99, "scale": [96, 64]}
+    monkeypatch.setattr(camvid_data, "RECIPE", tmp_path / "recipe.yaml")
+    camvid_data.RECIPE.write_text(yaml.safe_dump(options))
+    return options
+
+
 def test_a_stopped_training_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):
     monkeypatch.setattr(training_loop, "CHECKPOINT_SECONDS", -1.0)
 
@@ -92,11 +102,7 @@ def test_a_stopped_training_goes_on_as_if_nothing_had_happened(tmp_path, monkeyp
         torch.testing.assert_close(resumed[name], value, rtol=0, atol=0)
 
 
-def test_recipe_in_fewer_steps(photographs, tmp_path, monkeypatch):
-    recipe = yaml.safe_load(camvid_data.RECIPE.read_text())
-    recipe |= {"max_steps": 2000, "warmup_steps": 100, "ema_decay": 0.99, "scale": [96, 64], "learning_rate": 3e-4}
-    monkeypatch.setattr(camvid_data, "RECIPE", tmp_path / "recipe.yaml")
-    camvid_data.RECIPE.write_text(yaml.safe_dump(recipe))
+def test_recipe_in_fewer_steps(photographs, recipe):
     data = camvid_data.CamvidData(photographs, None, steps=200, batch_size=2, crop_size=64, learning_rate=1e-3)
     assert data.run_args.warmup_steps == 10
     assert data.run_args.ema_decay == pytest.approx(0.9)  # the last 10 of 200 steps, as the last 100 of 2,000
@@ -123,7 +129,8 @@ def test_recipe_in_fewer_steps(photographs, tmp_path, monkeypatch):
 
 def test_rows_start_from_the_same_weights(photographs, weights):
     data = camvid_data.CamvidData(photographs, weights, steps=1, crop_size=64)
-    full = ablations.make_camvid_model("full", data, 0)
+    ablations.set_seed(0)
+    full = data.make_unept(**ablations.CAMVID_BASE)
     expected = torch.load(weights)["blocks.2.0.bn1.running_mean"]
     assert torch.equal(full.model.backbone.state_dict()["_backbone.blocks.2.0.bn1.running_mean"], expected)
     assert full.config.num_sampling_points == 16 and full.config.decoder_self_attention == "pointwise"
