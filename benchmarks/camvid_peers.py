@@ -104,9 +104,9 @@ class Arguments:
     learning_rates: list[float] = field(
         default_factory=lambda: [3e-4, 1e-3, 3e-3], metadata={"help": "Highest learning rates to choose from."}
     )
-    steps: int = field(default=150, metadata={"help": "Training steps."})
+    steps: int = field(default=200, metadata={"help": "Training steps."})
     batch_size: int = field(default=8, metadata={"help": "Crops in a step."})
-    crop_size: int = field(default=352, metadata={"help": "Height and width of the crops, a multiple of 32."})
+    crop_size: int = field(default=256, metadata={"help": "Height and width of the crops, a multiple of 32."})
     jobs: int = field(default=1, metadata={"help": "Runs at the same time."})
     latency: bool = field(
         default=False, metadata={"help": "Time the models afterwards, which needs an otherwise idle machine."}
