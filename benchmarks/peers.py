@@ -17,6 +17,7 @@ import re
 import resource
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -24,8 +25,9 @@ import torch
 from ablations import make_model as make_small_unept
 from results_file import RESULTS, cpu_device, today, versions, write_results
 from separate_runs import check_counts, read_result, run_all, write_result
-from synthetic_training import CLASSES, best_classes, draw_scenes, measure, train
+from synthetic_data import CLASSES, SyntheticData
 from torch import Tensor, nn
+from training_loop import best_classes, measure, train
 from transformers import (
     DPTConfig,
     DPTForSemanticSegmentation,
@@ -176,7 +178,7 @@ def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return model(pixel_values=images, mask_labels=masks, class_labels=classes).loss
 
 
-def label_maps_of(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+def label_maps_of(model: nn.Module, images: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
     outputs = model(pixel_values=images)
     if isinstance(model, MASK_MODELS):
         # The last class stands for no object.
@@ -184,7 +186,7 @@ def label_maps_of(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         logits = torch.einsum("bqc,bqhw->bchw", scores, outputs.masks_queries_logits.sigmoid())
     else:
         logits = outputs.logits
-    return {"": best_classes(logits, tuple(images.shape[-2:]))}
+    return {"": best_classes(logits, size)}
 
 
 @dataclass
@@ -274,12 +276,14 @@ def measure_latency(name: str, height: int, width: int, arguments: Arguments) ->
 def measure_training(name: str, learning_rate: float, arguments: Arguments) -> dict:
     """Metrics of one small model after its training."""
     torch.set_num_threads(1)
-    scenes, held_out = draw_scenes(arguments.runs, arguments.train_scenes, arguments.eval_scenes, arguments.size)
+    data = SyntheticData(arguments.runs, arguments.train_scenes, arguments.eval_scenes, arguments.size)
     set_seed(arguments.seed)
     model = SMALL[name](arguments.size, num_labels=len(CLASSES))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    results = train(model, loss_of, scenes, arguments.steps, arguments.batch_size, learning_rate, arguments.seed)
-    return results | measure(model, label_maps_of, held_out) | {"parameters": parameters}
+    optimizer, scheduler = data.optimizer_and_scheduler(model, arguments.steps, learning_rate)
+    batches = partial(data.batches, arguments.batch_size, arguments.seed)
+    results = train(model, loss_of, batches, optimizer, scheduler, arguments.steps)
+    return results | measure(model, label_maps_of, data.examples(), CLASSES) | {"parameters": parameters}
 
 
 def run(name: str, arguments: Arguments) -> None:
@@ -354,7 +358,7 @@ def main() -> None:
     settings = arguments.settings()
     options = [f"--{name}={value}" for name, value in settings.items()]
     if arguments.part == "training":
-        draw_scenes(arguments.runs, arguments.train_scenes, arguments.eval_scenes, arguments.size)
+        SyntheticData(arguments.runs, arguments.train_scenes, arguments.eval_scenes, arguments.size)
     commands = {
         name: [f"--part={arguments.part}", f"--worker={name}", f"--runs={arguments.runs}", *options]
         for name in names

@@ -4,6 +4,8 @@
 import datetime
 import importlib.metadata
 import json
+import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +28,16 @@ def versions(*packages: str) -> dict[str, str]:
 
 def today() -> str:
     return datetime.date.today().isoformat()
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """A cell of a table: mean ± standard deviation, with about three digits; "-" without values."""
+    if not values:
+        return "-"
+    mean = statistics.fmean(values)
+    digits = max(0, 2 - math.floor(math.log10(max(abs(mean), 1e-9)))) if mean < 10 else 1
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:.{digits}f}{spread}"
 
 
 def write_results(folder: Path, name: str, title: str, facts: dict, lines: Sequence[str], **results) -> None:

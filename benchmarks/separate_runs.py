@@ -22,6 +22,11 @@ def result_file(folder: Path, name: str) -> Path:
     return folder / f"{name.replace(' ', '_')}.json"
 
 
+def checkpoint_file(folder: Path, name: str) -> Path:
+    """Where the state of an unfinished run belongs."""
+    return result_file(folder, name).with_suffix(".checkpoint")
+
+
 def write_result(folder: Path, name: str, settings: Mapping, results: Mapping) -> None:
     """Stores a finished run in a temporary file, then renames it, so that an existing file is complete."""
     file = result_file(folder, name)
