@@ -19,9 +19,10 @@ from .configuration_unept import UneptConfig
 
 __all__ = ["balanced_cross_entropy", "cross_entropy_sums", "segmentation_loss"]
 
-# Scores that are held at once: few enough for the caches of a CPU, and enough to keep any other device busy.
-_BAND_BYTES = {"cpu": 2**23}
-_BAND_BYTES_ELSEWHERE = 2**27
+# Of upsampled logits at once: few enough for the cache of a CPU. Other devices take 16 times as many, to be kept busy.
+_BAND_BYTES = 2**23
+# A band of fewer rows would depend on about as many rows of the logits, for which the columns are interpolated too.
+_MIN_BAND_ROWS = 16
 
 # Of this copy of the file: one from the Hub has operators of its own beside those of the package.
 _NAMESPACE = re.sub(r"\W", "_", __name__)
@@ -67,8 +68,9 @@ def _bands(
     positions = torch.arange(height * width, device=labels.device).expand(batch, -1)
     labels = labels.flatten(1)
 
-    band_bytes = _BAND_BYTES.get(logits.device.type, _BAND_BYTES_ELSEWHERE)
-    step = max(1, band_bytes // max(1, batch * num_labels * width * logits.element_size()))
+    row_bytes = batch * num_labels * width * logits.element_size()
+    band_bytes = _BAND_BYTES if logits.device.type == "cpu" else 16 * _BAND_BYTES
+    step = max(_MIN_BAND_ROWS, band_bytes // max(row_bytes, 1))
     for start in range(0, height, step):
         stop = min(start + step, height)
         # One more than needed on each side, because the weights are rounded.
