@@ -111,8 +111,8 @@ def main():
     }
     memory = "allocated by torch" if device.type == "cuda" else "resident"
     lines = [
-        "Milliseconds of forward and backward: the median of the repeats, which are interleaved. Ratio: how many times "
-        f"slower the plain form is. Memory is the peak over the inputs, {memory}. Errors are relative to float64.",
+        "Milliseconds of forward and backward: the median of interleaved repeats. Ratio: how many times slower the "
+        f"plain form is. Memory is the peak over the inputs, {memory}. Errors are relative to float64.",
         "",
         "| shape | form | milliseconds | ratio | memory | error of the losses | error of the gradient |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
