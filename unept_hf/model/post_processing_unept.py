@@ -149,7 +149,7 @@ def post_process_semantic_segmentation(
     results: list = []
     for index, (size, cells) in enumerate(_check_sizes(target_sizes, output_field(outputs, "logits_sizes"), logits)):
         scores = _resize_logits(logits[index], cells, size) if return_segmentation_scores else None
-        labels = _best_channel(logits[index], cells, size) if scores is None else scores.argmax(dim=0)
+        labels = _best_channel(logits[index], cells, size) if scores is None else scores.max(dim=0).indices
         if refine_boundaries:
             boundary_probability = _resize_logits(boundary_logits[index], cells, size).softmax(dim=0)[1]
             direction = _best_channel(direction_logits[index], cells, size)
