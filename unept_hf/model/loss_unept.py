@@ -147,7 +147,6 @@ def _cross_entropy_sums_backward(
         for cells, band_weights, scores, targets in _bands(logits, labels, source, ignore_index):
             factors = scores.new_zeros(scores.shape[0], 1, *scores.shape[2:])
             grad_scores = scores.softmax(1)
-            del scores
             for grad, (pixel, _, counts) in zip(grad_sums, targets):
                 factors.flatten(1).scatter_add_(1, pixel, torch.where(counts, grad, 0))
             grad_scores *= factors
