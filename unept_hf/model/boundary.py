@@ -20,7 +20,6 @@ __all__ = [
     "distance_to_boundary_map",
     "follow_direction",
     "refine_label_map",
-    "refine_logits",
 ]
 
 try:  # Only training on bare labels needs it, so inference works without it.
@@ -214,22 +213,6 @@ def follow_direction(boundary: Tensor, direction: Tensor, steps: int = 1, inside
     if inside_only:
         source = torch.where(boundary.flatten(-2).gather(-1, source), start, source)
     return source
-
-
-def refine_logits(logits: Tensor, boundary: Tensor, direction: Tensor) -> Tensor:
-    """
-    Boundary pixels take the logits of their neighbor along their direction.
-
-    Args:
-        logits: `(batch, classes, height, width)`.
-        boundary: `(batch, height, width)`, bool.
-        direction: `(batch, height, width)`, int64, 0..7.
-
-    Returns:
-        `(batch, classes, height, width)`. No gradient reaches `boundary` or `direction`.
-    """
-    source = follow_direction(boundary, direction)[:, None].expand(-1, logits.shape[1], -1)
-    return logits.flatten(2).gather(2, source).view_as(logits)
 
 
 def refine_label_map(

@@ -153,7 +153,7 @@ def post_process_semantic_segmentation(
     results: list = []
     for index, (size, cells) in enumerate(_check_sizes(target_sizes, output_field(outputs, "logits_sizes"), logits)):
         scores = _resize_logits(logits[index], cells, size) if return_segmentation_scores else None
-        labels = _best_channel(logits[index], cells, size) if scores is None else scores.argmax(dim=0)
+        labels = _best_channel(logits[index], cells, size) if scores is None else scores.max(dim=0).indices
         if refine_boundaries:
             boundary = _resize_logits(boundary_logits[index], cells, size).softmax(dim=0)[1] > boundary_threshold
             if boundary_direction_threshold > 0:
