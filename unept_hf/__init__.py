@@ -52,7 +52,7 @@ _MODULES = {
 }
 
 STREET_PHOTOS = str(Path(__file__).parent / "checkpoints" / "street_photos")
-"""Directory of the shipped model of street photographs (11 classes of CamVid), for `from_pretrained` and `pipeline`."""
+"""Directory of the shipped model of street photographs (CamVid's 11 classes), for `from_pretrained` and `pipeline`."""
 
 SYNTHETIC_SCENES = str(Path(__file__).parent / "checkpoints" / "synthetic_scenes")
 """Directory of the shipped model of drawn scenes (22 classes), for tests and as a start for other drawn pictures."""
