@@ -34,19 +34,7 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def _source_cells(covered: float, cells: int, size: int, device: torch.device) -> tuple[Tensor, ...]:
-    """
-    Bilinear interpolation (`align_corners=False`) along one side, as tables.
-
-    Args:
-        covered: number of cells that the image covers.
-        cells: number of cells.
-        size: number of pixels of the result.
-        device: device of the tables.
-
-    Returns:
-        For each pixel the cell before and the cell after its center, int64 `(size,)`, and the weight of the cell
-        after, float32 `(size,)`.
-    """
+    """For each of `size` pixels, the cell before and the cell after its center, and the weight of the cell after."""
     position = ((torch.arange(size, dtype=torch.float64) + 0.5) * (covered / size) - 0.5).clamp(0, cells - 1)
     before, after = position.floor().long(), position.ceil().long()
     return before.to(device), after.to(device), (position - before).float().to(device)
@@ -164,10 +152,11 @@ class View:
         """Mean over the windows of the logits of rows `start` to `stop` of the view."""
         height, width = self.window_size
         rows = [row for row, top in enumerate(self.tops) if top < stop and top + height > start]
-        # Windows that the band has left behind are not seen again.
-        for window in [window for window in self.logits if self._is_past(window[0], rows)]:
-            del self.logits[window]
-        while self.pending and not self._is_ahead(self.pending[-1][0], rows):
+        # Bands come in the order of the windows, and do not see those again that they have left behind.
+        sign = -1 if self.flip == "vertical" else 1
+        first, last = min(sign * row for row in rows), max(sign * row for row in rows)
+        self.logits = {window: logits for window, logits in self.logits.items() if sign * window[0] >= first}
+        while self.pending and sign * self.pending[-1][0] <= last:
             runner.run(self)
         channels = self.logits[rows[0], 0].shape[2]
         total = torch.zeros(stop - start, self.grid_size[1], channels, device=self.tables[0].device)
@@ -183,37 +172,18 @@ class View:
             return total
         return total.div_(self.counts[0][start:stop, None, None] * self.counts[1][:, None])
 
-    def _is_past(self, row: int, rows: list[int]) -> bool:
-        return row > rows[-1] if self.flip == "vertical" else row < rows[0]
-
-    def _is_ahead(self, row: int, rows: list[int]) -> bool:
-        return row < rows[0] if self.flip == "vertical" else row > rows[-1]
-
 
 class WindowRunner:
     """
-    Runs the model on the windows of views, `options.batch_size` at a time.
-
-    Args:
-        model: a semantic segmentation model.
-        processor: its image processor, which rescales and normalizes the windows.
-        options: the batch size and the dtype to compute in.
-        with_boundaries: whether boundary and direction logits are stacked below the logits of the classes.
-        progress: progress bar, counting windows.
+    Runs the model on the windows of `views`, `options.batch_size` at a time. The processor rescales and normalizes
+    them. With boundaries, boundary and direction logits are stacked below the logits of the classes.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        processor: Any,
-        options: PredictionOptions,
-        with_boundaries: bool = False,
-        progress: Any = None,
-    ):
+    def __init__(self, model: nn.Module, processor: Any, options: PredictionOptions, with_boundaries: bool = False):
         self.model, self.processor, self.options = model, processor, options
         self.with_boundaries = with_boundaries
-        self.progress = progress
         self.views: list[View] = []
+        self.progress: Any = None  # a bar that counts windows
         self.num_labels = 0  # known from the first logits on
 
     def run(self, view: View) -> None:
@@ -292,10 +262,7 @@ def make_views(
         view = _resize(processor, pixels, (new_height, new_width))
         window_size = options.crop_size[0], options.crop_size[1]
         if is_whole:
-            window_size = (
-                math.ceil(new_height / size_divisor) * size_divisor,
-                math.ceil(new_width / size_divisor) * size_divisor,
-            )
+            window_size = new_height + -new_height % size_divisor, new_width + -new_width % size_divisor
         views += [
             View(
                 view if flip is None else view.flip(1 + FLIPS[flip]),

@@ -641,13 +641,12 @@ class UneptModel(UneptPreTrainedModel):
         ).to(hidden_states.dtype)
         reference_points = cell_centers(spatial_shapes, hidden_states.device, location_dtype)
         all_hidden_states: list[Tensor] = [hidden_states] if output_hidden_states else []
-        all_samples: list[tuple[Tensor, Tensor]] = []
+        all_samples: list[Any] = []
         for encoder_layer in self.encoder_layers:
             hidden_states, samples = encoder_layer(
                 hidden_states, position_embeddings, spatial_shapes, reference_points, output_attentions
             )
-            if output_attentions:
-                all_samples += samples
+            all_samples += samples
             if output_hidden_states:
                 all_hidden_states.append(hidden_states)
         encoder_hidden_states = hidden_states
@@ -669,8 +668,7 @@ class UneptModel(UneptPreTrainedModel):
                 reference_points,
                 output_attentions,
             )
-            if output_attentions:
-                all_samples += samples
+            all_samples += samples
             if output_hidden_states:
                 all_hidden_states.append(hidden_states)
         return UneptModelOutput(
