@@ -1,5 +1,9 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""Pairs of image and mask files in the folders of the well-known data sets, and in folders of a user."""
+"""
+Pairs of image and mask files in the folders of the well-known data sets, and in folders of a user.
+
+All functions raise a `ValueError` for a split without annotations, and for missing folders and missing or empty lists.
+"""
 
 import os
 from pathlib import Path
@@ -52,9 +56,6 @@ def ade20k_files(data_dir: str | os.PathLike, split: str) -> FilePairs:
     """
     ADE20K as released for the scene parsing challenge: `images/{training,validation}/*.jpg` and
     `annotations/{training,validation}/*.png` in `ADEChallengeData2016`.
-
-    Raises:
-        ValueError: for a split without annotations, and for missing folders.
     """
     split = _known_split("ade20k", split, ("training", "validation"))
     what = "ADE20K (the folder ADEChallengeData2016)"
@@ -66,9 +67,6 @@ def cityscapes_files(data_dir: str | os.PathLike, split: str) -> FilePairs:
     """
     Cityscapes as released: `leftImg8bit/{train,val}/CITY/*_leftImg8bit.png` and
     `gtFine/{train,val}/CITY/*_gtFine_labelIds.png`.
-
-    Raises:
-        ValueError: for a split without annotations, and for missing folders.
     """
     split = _known_split("cityscapes", split, ("train", "val"))
     what = "Cityscapes (leftImg8bit and gtFine)"
@@ -81,9 +79,6 @@ def pascal_context_files(data_dir: str | os.PathLike, split: str) -> FilePairs:
     PASCAL-Context in the layout of MMSegmentation, `VOCdevkit/VOC2010`: `JPEGImages/*.jpg`, the masks that its
     converter writes into `SegmentationClassContext/*.png` (0 background, 1 to 59 the classes), and the names of a
     split in `ImageSets/SegmentationContext/{train,val}.txt`.
-
-    Raises:
-        ValueError: for a split without annotations, and for missing folders and missing or empty lists.
     """
     split = _known_split("pascal_context", split, ("train", "val"))
     what = "PASCAL-Context (the folder VOCdevkit/VOC2010)"
@@ -101,9 +96,6 @@ def camvid_files(data_dir: str | os.PathLike, split: str) -> FilePairs:
     - with masks in colors: `train/*.png` and `train_labels/*_L.png`;
     - the original release: `701_StillsRaw_full/*.png`, masks in colors in `LabeledApproved_full/*_L.png`, and the
       names of a split in `train.txt`, which may also be paths, as in SegNet's lists.
-
-    Raises:
-        ValueError: for another split, and for missing folders and missing or empty lists.
     """
     split = _known_split("camvid", split, ("train", "val", "test"))
     what = "CamVid (train and trainannot, train and train_labels, or 701_StillsRaw_full and LabeledApproved_full)"

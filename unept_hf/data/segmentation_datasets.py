@@ -306,14 +306,11 @@ def _class_names(feature: Any) -> list[str] | None:
 
 
 def _only_readable(data, class_list: ClassList, num_proc: int | None):
-    if isinstance(data, datasets.IterableDataset):
-        return data.filter(_is_readable, fn_kwargs={"class_list": class_list, "report": True})
-    kept = data.filter(
-        _is_readable,
-        fn_kwargs={"class_list": class_list, "report": False},
-        num_proc=num_proc,
-        desc="Reading all images and masks",
-    )
+    is_stream = isinstance(data, datasets.IterableDataset)
+    options = {} if is_stream else {"num_proc": num_proc, "desc": "Reading all images and masks"}
+    kept = data.filter(_is_readable, fn_kwargs={"class_list": class_list, "report": is_stream}, **options)
+    if is_stream:
+        return kept
     if len(kept) == 0:
         decode_example(data[0], class_list)
     if len(kept) < len(data):

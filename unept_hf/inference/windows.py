@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import math
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -55,6 +56,7 @@ def _interpolate_columns(cells: Tensor, covered: float, size: int) -> Tensor:
     return resized[0].permute(1, 2, 0)
 
 
+@dataclass(eq=False)
 class View:
     """
     One resized and perhaps flipped copy of an image, with the windows that cover it.
@@ -68,31 +70,22 @@ class View:
         flip: `None`, `"horizontal"` or `"vertical"`: how `pixels` were flipped.
     """
 
-    def __init__(
-        self,
-        pixels: Tensor,
-        target_size: tuple[int, int],
-        window_size: tuple[int, int],
-        stride: tuple[int, int] | None = None,
-        flip: str | None = None,
-    ):
-        self.pixels = pixels
-        self.target_size = target_size
-        self.window_size = window_size
-        self.flip = flip
-        self.is_whole = stride is None
-        height, width = pixels.shape[-2:]
-        self.tops, self.lefts = [0], [0]
-        if stride is not None:
-            self.tops = window_starts(height, window_size[0], stride[0])
-            self.lefts = window_starts(width, window_size[1], stride[1])
+    pixels: Tensor
+    target_size: tuple[int, int]
+    window_size: tuple[int, int]
+    stride: tuple[int, int] | None = None
+    flip: str | None = None
+
+    def __post_init__(self) -> None:
+        self.is_whole = self.stride is None
+        height, width = self.pixels.shape[-2:]
+        # One window covers a whole image.
+        strides = self.stride or self.window_size
+        self.tops, self.lefts = map(window_starts, (height, width), self.window_size, strides)
+        # Taken from its end. The label map is made from its top, which is the bottom of an upside-down view.
         rows = range(len(self.tops))
-        # The label map is made from its top, which is the bottom of an upside-down view.
-        self.pending = [
-            (row, column)
-            for row in (reversed(rows) if flip == "vertical" else rows)
-            for column in range(len(self.lefts))
-        ][::-1]
+        rows = rows if self.flip == "vertical" else rows[::-1]
+        self.pending = list(itertools.product(rows, range(len(self.lefts))[::-1]))
         self.logits: dict[tuple[int, int], Tensor] = {}
         # Of the logits that the target is resized from: logits of the whole image, or averaged logits at pixels.
         self.grid_size = (height, width)

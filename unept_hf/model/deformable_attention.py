@@ -44,15 +44,13 @@ except ImportError:  # a copy that came with a model's weights
 _AUTOMATIC = {"cpu": "cpu", "cuda": "triton"}
 # Asked once, because the graph compiler of older versions cannot look through the question.
 _AUTOCAST_DEVICES = {name for name in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(name)}
-_default_backend = os.environ.get("UNEPT_ATTENTION_BACKEND", "auto")
 _said: set[str] = set()
 
 
 class _Choice(threading.local):
     """The backend of each thread. Not a `ContextVar`, which the graph compiler of older versions cannot read."""
 
-    def __init__(self):
-        self.backend = _default_backend
+    backend = os.environ.get("UNEPT_ATTENTION_BACKEND", "auto")
 
 
 _choice = _Choice()
