@@ -53,7 +53,7 @@ def measure(preset, mode, arguments):
     model = UneptForSemanticSegmentation.from_preset(preset, num_labels=150, decoder_self_attention=decoder)
     model.to(device).train()
     if checkpointing:
-        model.activation_checkpointing_enable()
+        (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     shape = (arguments.batch_size, arguments.size, arguments.size)
     images = torch.randn(shape[0], 3, *shape[1:]).to(device)
