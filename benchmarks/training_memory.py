@@ -91,7 +91,7 @@ def measure(preset, mode, arguments):
     torch.manual_seed(0)
     model = UneptForSemanticSegmentation.from_preset(preset, num_labels=150, decoder_self_attention=decoder)
     if checkpointing:
-        model.activation_checkpointing_enable()
+        (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
     device = torch.device(arguments.device)
     with attention_backend(backend):
         return measure_steps(model, device, arguments.size, arguments.batch_size, arguments.repeats, autocast)

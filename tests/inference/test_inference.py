@@ -280,16 +280,6 @@ def test_refinement_in_bands_is_that_of_the_whole(steps, inside_only, monkeypatc
         assert torch.equal(scores.argmax(0), expected)
 
 
-def test_refined_boundaries_follow_the_returned_ones(model, processor):
-    image = scene(120, 160)
-    options = {"refine_boundaries": True, "boundary_threshold": 0.4, "boundary_steps": 2, "return_boundaries": True}
-    plain = segment(model, processor, image, **SLIDE)
-    result = segment(model, processor, image, **SLIDE, **options)
-    expected = refine_label_map(plain.label_map, result.boundary_probability, result.direction_map, 0.4, 2)
-    assert torch.equal(result.label_map, expected)
-    assert not torch.equal(result.label_map, plain.label_map)
-
-
 class TestInputs:
     def test_kinds(self, model, processor, tmp_path, monkeypatch):
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)

@@ -169,8 +169,9 @@ def test_overrides_are_checked_together(tmp_path):
         {"id2label": {"0": "road", "1": "car", "2": "sky"}},
         {"id2label": {2: "sky", 0: "road", 1: "car"}},
         {"label2id": {"road": 0, "car": 1, "sky": 2}},
+        {"id2label": {0: "road", 1: "car", 2: "sky"}, "label2id": {"road": 2, "car": 1, "tree": 0}},
     ],
-    ids=["string keys", "another order", "label2id alone"],
+    ids=["string keys", "another order", "label2id alone", "contradiction"],
 )
 def test_labels_are_numbers_and_names_both_ways(given, tmp_path):
     id2label, label2id = {0: "road", 1: "car", 2: "sky"}, {"road": 0, "car": 1, "sky": 2}

@@ -275,7 +275,10 @@ def test_lora(decoder_self_attention, tmp_path):
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_lora_with_gradient_checkpointing(use_reentrant):
     model = peft.get_peft_model(make_model(), peft.LoraConfig(target_modules=LORA_TARGETS)).train()
-    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    # The first name is that of transformers 5.24 and later.
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)(
+        {"use_reentrant": use_reentrant}
+    )
     model.enable_input_require_grads()
     model(**make_batch()).loss.backward()
     for name, parameter in model.named_parameters():

@@ -179,7 +179,7 @@ def test_balanced_cross_entropy_weighs_by_frequency():
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("heads", [True, False])
 def test_gradient_of_the_spatial_branch_is_exact(batch, heads):
-    """PyTorch's batch norm can give a wrong one for a batch of one on the CPU; see ContiguousGradient."""
+    """PyTorch's batch norm can give a wrong one for a batch of one on the CPU; see UneptSpatialBranch."""
     model = tiny_model(use_boundary_heads=heads, dropout=0.0, activation_function="gelu").double()
     pixel_values, labels = images(batch).double(), blocks(batch)
     bias = model.model.spatial_branch.normalizations[-1].bias

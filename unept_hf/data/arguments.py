@@ -3,6 +3,8 @@
 
 from dataclasses import dataclass, field
 
+from ..arguments import option
+
 
 __all__ = ["DatasetArguments"]
 
@@ -17,21 +19,15 @@ class DatasetArguments:
             "image_folders, synthetic, synthetic_harbour, or a data set on the Hub or on disk."
         }
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
-    data_dir: str | None = field(
-        default=None, metadata={"help": "Directory of the official release, or of your images."}
-    )
-    image_dir: str | None = field(default=None, metadata={"help": "For image_folders: directory of the images."})
-    label_dir: str | None = field(default=None, metadata={"help": "For image_folders: directory of the masks."})
-    label_suffix: str | None = field(
-        default=None, metadata={"help": "For image_folders: _L if the mask of NAME.png is NAME_L.png."}
-    )
-    image_column: str = field(default="image", metadata={"help": "Column of the images."})
-    label_column: str = field(default="label", metadata={"help": "Column of the masks."})
-    class_list: str | None = field(default=None, metadata={"help": "Name or JSON file of the classes."})
-    streaming: bool = field(default=False, metadata={"help": "Read the data set while it is used; store nothing."})
-    skip_unreadable: bool = field(default=False, metadata={"help": "Leave unreadable examples out, with a warning."})
-    num_synthetic_scenes: int = field(default=200, metadata={"help": "For synthetic: number of scenes."})
-    synthetic_scene_size: int = field(
-        default=256, metadata={"help": "For synthetic: height and width of the scenes in pixels."}
-    )
+    dataset_config_name: str | None = option(None, "Configuration of a data set on the Hub.")
+    data_dir: str | None = option(None, "Directory of the official release, or of your images.")
+    image_dir: str | None = option(None, "For image_folders: directory of the images.")
+    label_dir: str | None = option(None, "For image_folders: directory of the masks.")
+    label_suffix: str | None = option(None, "For image_folders: _L if the mask of NAME.png is NAME_L.png.")
+    image_column: str = option("image", "Column of the images.")
+    label_column: str = option("label", "Column of the masks.")
+    class_list: str | None = option(None, "Name or JSON file of the classes.")
+    streaming: bool = option(False, "Read the data set while it is used; store nothing.")
+    skip_unreadable: bool = option(False, "Leave unreadable examples out, with a warning.")
+    num_synthetic_scenes: int = option(200, "For synthetic: number of scenes.")
+    synthetic_scene_size: int = option(256, "For synthetic: height and width of the scenes in pixels.")

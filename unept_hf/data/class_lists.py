@@ -4,11 +4,12 @@
 The lists of the well-known data sets are in `unept_hf/data/classes`; a user's own list is a JSON file anywhere.
 """
 
+import difflib
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from typing import Any
 from ..palette import default_palette
 
 
-__all__ = ["ClassList", "available_class_lists", "class_list_from_data", "load_class_list"]
+__all__ = ["ClassList", "available_class_lists", "class_list_from_data", "load_class_list", "shorten"]
 
 _FOLDERS = (Path(__file__).parent / "classes", Path(__file__).parents[1] / "synthetic" / "classes")
 _FORMATS = (
     'a list of names ["wall", "sky", ...], an id2label mapping {"0": "wall", "1": "sky", ...}, '
     'or {"classes": [...]} with names or with entries {"id": 0, "name": "wall", "color": [120, 120, 120]}'
 )
+_KEYS = ("classes", "name", "source", "ignore_index", "reduce_labels", "mask_colors", "label_id_to_train_id")
 
 
 @dataclass
@@ -115,8 +117,8 @@ def class_list_from_data(data: Any, name: str = "custom") -> ClassList:
             mapping with `"classes"`, a list of names or of `{"id", "name", "color"}`, and optionally `"name"`,
             `"ignore_index"` (255), `"reduce_labels"` (false), `"mask_colors"` (a list of `{"color", "id"}` for
             further colors in masks, with the id `None` for pixels to ignore) and anything else, which goes to
-            `extras`. If no class has a color, up to 1,000 distinct colors are made up, see
-            `unept_hf.palette.default_palette`.
+            `extras` unless it looks like a misspelling of these. If no class has a color, up to 1,000 distinct colors
+            are made up, see `unept_hf.palette.default_palette`.
         name: Name of the list where `data` does not state one.
 
     Returns:
@@ -140,6 +142,7 @@ def _class_list(data: Any, name: str, where: str, problems: list[str]) -> ClassL
     head: dict[str, Any] = {}
     if isinstance(data, Mapping) and "classes" in data:
         head = {key: value for key, value in data.items() if key != "classes"}
+        problems += _misspelled(head, _KEYS)
         rows = _read_entries(data["classes"], problems)
     elif isinstance(data, Mapping):
         rows = [(_to_id(key, problems), label, None) for key, label in data.items()]
@@ -148,20 +151,18 @@ def _class_list(data: Any, name: str, where: str, problems: list[str]) -> ClassL
     else:
         rows = []
         problems.append(f"A {type(data).__name__} cannot be read as classes. Give {_FORMATS}.")
+    name, more_colors = str(head.pop("name", name)), head.pop("mask_colors", [])
     ignore_index, reduce_labels = head.pop("ignore_index", 255), head.pop("reduce_labels", False)
-    more_colors = head.pop("mask_colors", [])
     id2label = {class_id: label for class_id, label, _ in sorted(rows, key=lambda row: row[0])}
     colors = {class_id: color for class_id, _, color in rows if color is not None}
     if not problems:
-        problems += _problems_of_ids([class_id for class_id, _, _ in rows])
-        problems += _problems_of_names(id2label)
-        problems += _problems_of_colors(colors, id2label)
-        problems += _problems_of_labels(ignore_index, reduce_labels, head.get("label_id_to_train_id"), id2label)
+        ids = [class_id for class_id, _, _ in rows]
+        problems += _problems(ids, id2label, colors, ignore_index, reduce_labels, head.get("label_id_to_train_id"))
     mask_colors = {} if problems else _read_mask_colors(more_colors, colors, id2label, ignore_index, problems)
     if problems:
         raise ValueError(f"{where}: {' '.join(problems[:5])}{' And more.' if len(problems) > 5 else ''}")
     return ClassList(
-        name=str(head.pop("name", name)),
+        name=name,
         id2label=id2label,
         label2id={label: class_id for class_id, label in id2label.items()},
         palette=[list(colors[i]) for i in id2label] if colors else default_palette(len(id2label)).tolist(),
@@ -172,15 +173,16 @@ def _class_list(data: Any, name: str, where: str, problems: list[str]) -> ClassL
     )
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _misspelled(keys: Iterable[Any], known: tuple[str, ...]) -> Iterator[str]:
+    for key in keys:
+        close = difflib.get_close_matches(str(key).lower(), known, n=1, cutoff=0.8)
+        if close and key not in known:
+            yield f"Key {key!r} is not known; did you mean {close[0]!r}?"
 
 
 def _to_id(value: Any, problems: list[str]) -> int:
-    if _is_int(value):
-        return value
     # Not int(value) alone: it would also take " 1", "1_0" and 1.7.
-    if isinstance(value, str) and value.isascii() and value.isdigit():
+    if type(value) is int or (isinstance(value, str) and value.isascii() and value.isdigit()):
         return int(value)
     problems.append(f"{value!r} is not a class id. Use integers from 0; the file may be {_FORMATS}.")
     return -1
@@ -197,12 +199,15 @@ def _read_entries(entries: Any, problems: list[str]) -> list[tuple[int, Any, Any
     for entry in entries:
         if isinstance(entry, Mapping) and {"id", "name"} <= entry.keys():
             rows.append((_to_id(entry["id"], problems), entry["name"], entry.get("color")))
+            problems += _misspelled(entry, ("id", "name", "color"))
         else:
             problems.append(f'Class entry {entry!r} lacks "id" or "name". Write {{"id": 0, "name": "wall"}}.')
     return rows
 
 
-def _problems_of_ids(ids: list[int]) -> Iterator[str]:
+def _problems(
+    ids: list[int], id2label: dict[int, Any], colors: dict[int, Any], ignore_index: Any, reduce_labels: Any, table: Any
+) -> Iterator[str]:
     count = len(ids)
     if not ids:
         yield f"It has no classes. Give {_FORMATS}."
@@ -212,30 +217,21 @@ def _problems_of_ids(ids: list[int]) -> Iterator[str]:
             "out of range": sorted({i for i in ids if not 0 <= i < count}),
             "repeated": [i for i, occurrences in Counter(ids).items() if occurrences > 1],
         }
-        found = ", ".join(f"{kind} {_shorten(which)}" for kind, which in kinds.items() if which)
+        found = ", ".join(f"{kind} {shorten(which)}" for kind, which in kinds.items() if which)
         yield f"The ids of {count} classes must be 0..{count - 1}, each once ({found}). Renumber them."
-
-
-def _problems_of_names(id2label: dict[int, Any]) -> Iterator[str]:
     owners: dict[str, int] = {}
     for class_id, label in id2label.items():
         if not isinstance(label, str) or not label.strip():
             yield f"The name of class {class_id} is {label!r}. Give it a non-blank string."
         elif owners.setdefault(label, class_id) != class_id:
             yield f"Name '{label}' is used by classes {owners[label]} and {class_id}. Rename one of them."
-
-
-def _problems_of_colors(colors: dict[int, Any], id2label: dict[int, Any]) -> Iterator[str]:
     without = [class_id for class_id in id2label if class_id not in colors]
     if colors and without:
-        yield f"There is no color for class {_shorten(without)}. Give every class a color, or none of them."
+        yield f"There is no color for class {shorten(without)}. Give every class a color, or none of them."
     for class_id, color in colors.items():
         if not _is_color(color):
             yield f"The color of class {class_id} is {color!r}. Make it three integers 0..255, [R, G, B]."
-
-
-def _problems_of_labels(ignore_index: Any, reduce_labels: Any, table: Any, id2label: dict[int, Any]) -> Iterator[str]:
-    if not _is_int(ignore_index):
+    if type(ignore_index) is not int:
         yield f"ignore_index is {ignore_index!r}. Make it an integer, such as 255."
     elif ignore_index in id2label:
         yield (
@@ -249,8 +245,7 @@ def _problems_of_labels(ignore_index: Any, reduce_labels: Any, table: Any, id2la
         return
     for label_id, train_id in (table or {}).items():
         # Label ids may be below 0: Cityscapes has -1.
-        is_label_id = _is_int(label_id) or (isinstance(label_id, str) and re.fullmatch("-?[0-9]+", label_id))
-        if not is_label_id or not _is_int(train_id):
+        if not re.fullmatch("-?[0-9]+", str(label_id)) or type(train_id) is not int:
             yield (
                 f"label_id_to_train_id maps {label_id!r} to {train_id!r}. Both must be integers, the first in quotes, "
                 "the second a class id or, for pixels to ignore, any other integer."
@@ -259,7 +254,7 @@ def _problems_of_labels(ignore_index: Any, reduce_labels: Any, table: Any, id2la
 
 def _is_color(color: Any) -> bool:
     is_triple = isinstance(color, (list, tuple)) and len(color) == 3
-    return is_triple and all(_is_int(value) and 0 <= value <= 255 for value in color)
+    return is_triple and all(type(value) is int and 0 <= value <= 255 for value in color)
 
 
 def _read_mask_colors(
@@ -274,7 +269,7 @@ def _read_mask_colors(
     for entry in entries:
         color, class_id = (entry.get("color"), entry.get("id", "")) if isinstance(entry, Mapping) else ("", "")
         class_id = ignore_index if class_id is None else class_id
-        if not _is_color(color) or not _is_int(class_id) or class_id not in (*id2label, ignore_index):
+        if not _is_color(color) or type(class_id) is not int or class_id not in (*id2label, ignore_index):
             problems.append(
                 f'mask_colors holds {entry!r}. Write {{"color": [0, 0, 0], "id": 0}}, with three integers 0..255 and '
                 "the id of a class, or null for pixels to ignore."
@@ -284,5 +279,6 @@ def _read_mask_colors(
     return mask_colors
 
 
-def _shorten(ids: list[int], most: int = 5) -> str:
-    return ", ".join(map(str, ids[:most])) + (f" and {len(ids) - most} more" if len(ids) > most else "")
+def shorten(items: list, most: int = 5) -> str:
+    """The first items, and the number of the others, for messages."""
+    return ", ".join(map(str, items[:most])) + (f" and {len(items) - most} more" if len(items) > most else "")

@@ -1,5 +1,9 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""Pairs of image and mask files in the folders of the well-known data sets, and in folders of a user."""
+"""
+Pairs of image and mask files in the folders of the well-known data sets, and in folders of a user.
+
+All functions raise a `ValueError` for a split without annotations, and for missing folders and missing or empty lists.
+"""
 
 import os
 from pathlib import Path
@@ -52,32 +56,22 @@ def ade20k_files(data_dir: str | os.PathLike, split: str) -> FilePairs:
     """
     ADE20K as released for the scene parsing challenge: `images/{training,validation}/*.jpg` and
     `annotations/{training,validation}/*.png` in `ADEChallengeData2016`.
-
-    Raises:
-        ValueError: for a split without annotations, and for missing folders.
     """
-    folder = _known_split("ade20k", split, ("training", "validation"))
-    images = _folder(data_dir, "images", folder, what="ADE20K (the folder ADEChallengeData2016)")
-    masks = _folder(data_dir, "annotations", folder, what="ADE20K (the folder ADEChallengeData2016)")
-    return _pairs(_files(images, ".jpg"), _files(masks, ".png"), f"{masks}/NAME.png for {images}/NAME.jpg")
+    split = _known_split("ade20k", split, ("training", "validation"))
+    what = "ADE20K (the folder ADEChallengeData2016)"
+    images, masks = _folders(data_dir, f"images/{split}", f"annotations/{split}", what=what)
+    return _pairs(images, (".jpg",), masks, (".png",))
 
 
 def cityscapes_files(data_dir: str | os.PathLike, split: str) -> FilePairs:
     """
     Cityscapes as released: `leftImg8bit/{train,val}/CITY/*_leftImg8bit.png` and
     `gtFine/{train,val}/CITY/*_gtFine_labelIds.png`.
-
-    Raises:
-        ValueError: for a split without annotations, and for missing folders.
     """
-    folder = _known_split("cityscapes", split, ("train", "val"))
-    images = _folder(data_dir, "leftImg8bit", folder, what="Cityscapes (leftImg8bit and gtFine)")
-    masks = _folder(data_dir, "gtFine", folder, what="Cityscapes (leftImg8bit and gtFine)")
-    return _pairs(
-        _files(images, "_leftImg8bit.png"),
-        _files(masks, "_gtFine_labelIds.png"),
-        f"{masks}/CITY/NAME_gtFine_labelIds.png for {images}/CITY/NAME_leftImg8bit.png",
-    )
+    split = _known_split("cityscapes", split, ("train", "val"))
+    what = "Cityscapes (leftImg8bit and gtFine)"
+    images, masks = _folders(data_dir, f"leftImg8bit/{split}", f"gtFine/{split}", what=what)
+    return _pairs(images, ("_leftImg8bit.png",), masks, ("_gtFine_labelIds.png",))
 
 
 def pascal_context_files(data_dir: str | os.PathLike, split: str) -> FilePairs:
@@ -85,16 +79,13 @@ def pascal_context_files(data_dir: str | os.PathLike, split: str) -> FilePairs:
     PASCAL-Context in the layout of MMSegmentation, `VOCdevkit/VOC2010`: `JPEGImages/*.jpg`, the masks that its
     converter writes into `SegmentationClassContext/*.png` (0 background, 1 to 59 the classes), and the names of a
     split in `ImageSets/SegmentationContext/{train,val}.txt`.
-
-    Raises:
-        ValueError: for a split without annotations, and for missing folders and missing or empty lists.
     """
     split = _known_split("pascal_context", split, ("train", "val"))
     what = "PASCAL-Context (the folder VOCdevkit/VOC2010)"
-    images = _folder(data_dir, "JPEGImages", what=what)
-    masks = _folder(data_dir, "SegmentationClassContext", what=what)
-    listing = _folder(data_dir, "ImageSets", "SegmentationContext", what=what) / f"{split}.txt"
-    return _listed_pairs(listing, images, ".jpg", masks, ".png", what)
+    images, masks, lists = _folders(
+        data_dir, "JPEGImages", "SegmentationClassContext", "ImageSets/SegmentationContext", what=what
+    )
+    return _listed_pairs(lists / f"{split}.txt", images, ".jpg", masks, ".png", what)
 
 
 def camvid_files(data_dir: str | os.PathLike, split: str) -> FilePairs:
@@ -105,23 +96,16 @@ def camvid_files(data_dir: str | os.PathLike, split: str) -> FilePairs:
     - with masks in colors: `train/*.png` and `train_labels/*_L.png`;
     - the original release: `701_StillsRaw_full/*.png`, masks in colors in `LabeledApproved_full/*_L.png`, and the
       names of a split in `train.txt`, which may also be paths, as in SegNet's lists.
-
-    Raises:
-        ValueError: for another split, and for missing folders and missing or empty lists.
     """
     split = _known_split("camvid", split, ("train", "val", "test"))
     what = "CamVid (train and trainannot, train and train_labels, or 701_StillsRaw_full and LabeledApproved_full)"
     base = Path(data_dir).expanduser()
     if (base / "701_StillsRaw_full").is_dir():
-        images, masks = (_folder(base, name, what=what) for name in ("701_StillsRaw_full", "LabeledApproved_full"))
+        images, masks = _folders(base, "701_StillsRaw_full", "LabeledApproved_full", what=what)
         return _listed_pairs(base / f"{split}.txt", images, ".png", masks, "_L.png", what)
-    images = _folder(base, split, what=what)
-    if (base / f"{split}_labels").is_dir():
-        masks, ending = base / f"{split}_labels", "_L.png"
-    else:
-        masks, ending = _folder(base, f"{split}annot", what=what), ".png"
-    expectation = f"{masks}/NAME{ending} for {images}/NAME.png"
-    return _pairs(_files(images, ".png"), _files(masks, ending), expectation)
+    is_colored = (base / f"{split}_labels").is_dir()
+    images, masks = _folders(base, split, f"{split}_labels" if is_colored else f"{split}annot", what=what)
+    return _pairs(images, (".png",), masks, ("_L.png" if is_colored else ".png",))
 
 
 def _listed_pairs(
@@ -135,15 +119,13 @@ def _listed_pairs(
     if not names:
         problem = "is empty" if listing.is_file() else "does not exist"
         raise ValueError(f"File '{listing}' {problem}: {what} names the images of the split there, one a line.")
-    image_files = {name: images / f"{name}{image_ending}" for name in names}
-    mask_files = {name: masks / f"{name}{mask_ending}" for name in names}
-    found = [name for name in image_files if image_files[name].is_file() and mask_files[name].is_file()]
-    missing = [str(path) for files in (image_files, mask_files) for path in files.values() if not path.is_file()]
+    files = {name: (images / f"{name}{image_ending}", masks / f"{name}{mask_ending}") for name in names}
+    found = {name: pair for name, pair in files.items() if all(map(Path.is_file, pair))}
     return FilePairs(
-        found,
-        [str(image_files[name]) for name in found],
-        [str(mask_files[name]) for name in found],
-        missing,
+        list(found),
+        [str(image) for image, _ in found.values()],
+        [str(mask) for _, mask in found.values()],
+        [str(path) for pair in files.values() for path in pair if not path.is_file()],
         f"{images}/NAME{image_ending} and {masks}/NAME{mask_ending} for each name in {listing}",
     )
 
@@ -187,39 +169,31 @@ def image_folder_files(
         for images, masks in patterns
         for name in names
     ]
-    complete = [pair for pair in candidates if all(map(Path.is_dir, pair))]
-    if complete:
-        images, masks = complete[0]
-    else:
+    # The spelling with the most folders.
+    images, masks = best = max(candidates, key=lambda pair: sum(map(Path.is_dir, pair)))
+    is_split = all(map(Path.is_dir, best))
+    if not is_split and not has_placeholder:
         images, masks = base / image_dir, base / label_dir
-        if has_placeholder:  # the spelling with the most folders
-            images, masks = max(candidates, key=lambda pair: sum(map(Path.is_dir, pair)))
-        missing = [
-            (path, option) for path, option in ((images, "image_dir"), (masks, "label_dir")) if not path.is_dir()
-        ]
-        halves = [sorted(pair, key=Path.is_dir) for pair in candidates if any(map(Path.is_dir, pair))]
-        problem = None
-        if missing:
-            problem = f"There is no folder '{missing[0][0]}': set data_dir and {missing[0][1]}. {_what_is_in(base)}"
-        elif halves:
-            problem = (
-                f"There is no folder '{halves[0][0]}', but there is '{halves[0][1]}': a split needs both. Add or "
-                "rename the missing folder."
-            )
-        elif "train" not in names:
-            problem = (
-                f"'{candidates[0][0]}' and '{candidates[0][1]}' do not both exist, so there is only one split, "
-                f"'train', not '{split}'. Make sub-folders train and validation of both folders, or split the "
-                "examples of 'train'."
-            )
-        if problem:
-            raise ValueError(problem)
-    suffixes = tuple(PIL.Image.registered_extensions())
+    for folder, option in ((images, "image_dir"), (masks, "label_dir")):
+        if not folder.is_dir():
+            raise ValueError(f"There is no folder '{folder}': set data_dir and {option}. {_what_is_in(base)}")
+    if not is_split and any(map(Path.is_dir, best)):
+        gone, there = sorted(best, key=Path.is_dir)
+        raise ValueError(
+            f"There is no folder '{gone}', but there is '{there}': a split needs both. Add or rename the missing "
+            "folder."
+        )
+    if not is_split and "train" not in names:
+        raise ValueError(
+            f"'{candidates[0][0]}' and '{candidates[0][1]}' do not both exist, so there is only one split, 'train', "
+            f"not '{split}'. Make sub-folders train and validation of both folders, or split the examples of 'train'."
+        )
     expectation = f"a file of the same name, but for the suffix, in {images} and in {masks}"
     if label_suffix:
         expectation = f"a mask NAME{label_suffix} and a suffix such as .png in {masks} for NAME in {images}"
-    mask_files = _files(masks, *(f"{label_suffix or ''}{suffix}" for suffix in suffixes))
-    return _pairs(_files(images, *suffixes), mask_files, expectation)
+    suffixes = tuple(PIL.Image.registered_extensions())
+    mask_endings = tuple(f"{label_suffix or ''}{suffix}" for suffix in suffixes)
+    return _pairs(images, suffixes, masks, mask_endings, expectation)
 
 
 def _known_split(data_set: str, split: str, known: tuple[str, ...]) -> str:
@@ -237,17 +211,18 @@ def _what_is_in(folder: Path) -> str:
     return f"'{folder}' holds {', '.join(entries[:8]) or 'nothing'}{', ...' if len(entries) > 8 else ''}."
 
 
-def _folder(data_dir: str | os.PathLike, *parts: str, what: str) -> Path:
+def _folders(data_dir: str | os.PathLike, *names: str, what: str) -> list[Path]:
     data_dir = Path(data_dir).expanduser()
-    folder = data_dir.joinpath(*parts)
-    if not folder.is_dir():
-        raise ValueError(
-            f"There is no folder '{folder}': data_dir must be the folder of {what}. {_what_is_in(data_dir)}"
-        )
-    return folder
+    folders = [data_dir / name for name in names]
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(
+                f"There is no folder '{folder}': data_dir must be the folder of {what}. {_what_is_in(data_dir)}"
+            )
+    return folders
 
 
-def _files(folder: Path, *endings: str) -> dict[str, str]:
+def _files(folder: Path, endings: tuple[str, ...]) -> dict[str, str]:
     """Path of each file with one of the endings, below the folder, by its relative path without the ending."""
     files: dict[str, str] = {}
     for parent, _, names in os.walk(folder, followlinks=True):
@@ -265,8 +240,19 @@ def _files(folder: Path, *endings: str) -> dict[str, str]:
     return files
 
 
-def _pairs(images: dict[str, str], masks: dict[str, str], expectation: str) -> FilePairs:
-    names = sorted(images.keys() & masks.keys())
-    unpaired = [images[name] for name in sorted(images.keys() - masks.keys())]
-    unpaired += [masks[name] for name in sorted(masks.keys() - images.keys())]
-    return FilePairs(names, [images[n] for n in names], [masks[n] for n in names], unpaired, expectation)
+def _pairs(
+    images: Path,
+    image_endings: tuple[str, ...],
+    masks: Path,
+    mask_endings: tuple[str, ...],
+    expectation: str | None = None,
+) -> FilePairs:
+    image_files, mask_files = _files(images, image_endings), _files(masks, mask_endings)
+    names = sorted(image_files.keys() & mask_files.keys())
+    return FilePairs(
+        names,
+        [image_files[name] for name in names],
+        [mask_files[name] for name in names],
+        [files[name] for files in (image_files, mask_files) for name in sorted(files.keys() - set(names))],
+        expectation or f"{masks}/NAME{mask_endings[0]} for {images}/NAME{image_endings[0]}",
+    )

@@ -13,7 +13,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from transformers.utils import logging
 
 from ..synthetic.scenes import SYNTHETIC_THEMES, synthetic_scenes
-from .class_lists import ClassList, class_list_from_data, load_class_list
+from .class_lists import ClassList, class_list_from_data, load_class_list, shorten
 from .folder_layouts import (
     FilePairs,
     ade20k_files,
@@ -191,7 +191,7 @@ def hold_out(dataset: datasets.Dataset, fraction: float, seed: int) -> tuple[dat
 def _from_files(files: FilePairs, skip_unpaired: bool) -> datasets.Dataset:
     problem = "There is no image with a mask."
     if files.unpaired:
-        problem = f"{len(files.unpaired)} file(s) have no counterpart: {_shorten(files.unpaired)}."
+        problem = f"{len(files.unpaired)} file(s) have no counterpart: {shorten(files.unpaired)}."
     if not files.names or (files.unpaired and not skip_unpaired):
         raise ValueError(
             f"{problem} Expected {files.expectation}. Complete or remove the files, or use skip_unreadable to leave "
@@ -306,20 +306,17 @@ def _class_names(feature: Any) -> list[str] | None:
 
 
 def _only_readable(data, class_list: ClassList, num_proc: int | None):
-    if isinstance(data, datasets.IterableDataset):
-        return data.filter(_is_readable, fn_kwargs={"class_list": class_list, "report": True})
-    kept = data.filter(
-        _is_readable,
-        fn_kwargs={"class_list": class_list, "report": False},
-        num_proc=num_proc,
-        desc="Reading all images and masks",
-    )
+    is_stream = isinstance(data, datasets.IterableDataset)
+    options = {} if is_stream else {"num_proc": num_proc, "desc": "Reading all images and masks"}
+    kept = data.filter(_is_readable, fn_kwargs={"class_list": class_list, "report": is_stream}, **options)
+    if is_stream:
+        return kept
     if len(kept) == 0:
         decode_example(data[0], class_list)
     if len(kept) < len(data):
         names = set(kept["name"])
         skipped = [name for name in data["name"] if name not in names]
-        logger.warning(f"{len(skipped)} of {len(data)} examples are unusable and left out: {_shorten(skipped)}.")
+        logger.warning(f"{len(skipped)} of {len(data)} examples are unusable and left out: {shorten(skipped)}.")
     return kept
 
 
@@ -331,7 +328,3 @@ def _is_readable(example: dict[str, Any], class_list: ClassList, report: bool) -
             logger.warning(f"Left out: {error}")
         return False
     return True
-
-
-def _shorten(names: list[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,13 +1,17 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """The options of a prediction, which Python calls, commands and the demo page share."""
 
+import itertools
 import math
 import numbers
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
+
+from ..arguments import option
 
 
 __all__ = ["FLIPS", "PredictionOptions"]
@@ -48,41 +52,21 @@ class PredictionOptions:
     mode: str = field(
         default="whole", metadata={"help": "Whole images or sliding windows.", "choices": ["whole", "slide"]}
     )
-    crop_size: list[int] = field(
-        default_factory=lambda: [480],
-        metadata={"help": "Size of the windows in pixels: one number, or height and width."},
+    crop_size: list[int] = option([480], "Size of the windows in pixels: one number, or height and width.")
+    stride: list[int] = option([160], "Pixels between windows: one number, or rows and columns.")
+    scales: list[float] = option([1.0], "Factors on the size of the images; one view each.")
+    flip: bool | str = option(False, "Add mirrored views.")
+    do_resize: bool | None = option(None, "Whether the image processor resizes first; its own setting by default.")
+    refine_boundaries: bool = option(False, "Refine the boundaries.")
+    boundary_threshold: float = option(0.5, "Probability above which a pixel is at a boundary.")
+    boundary_steps: int = option(1, "Largest number of pixels that the refinement walks.")
+    boundary_direction_threshold: float = option(
+        0.0, "Probability of its direction below which a pixel at a boundary keeps its label."
     )
-    stride: list[int] = field(
-        default_factory=lambda: [160],
-        metadata={"help": "Pixels between windows: one number, or rows and columns."},
-    )
-    scales: list[float] = field(
-        default_factory=lambda: [1.0], metadata={"help": "Factors on the size of the images; one view each."}
-    )
-    flip: bool | str = field(default=False, metadata={"help": "Add mirrored views."})
-    do_resize: bool | None = field(
-        default=None,
-        metadata={"help": "Whether the image processor resizes first; its own setting by default."},
-    )
-    refine_boundaries: bool = field(default=False, metadata={"help": "Refine the boundaries."})
-    boundary_threshold: float = field(
-        default=0.5, metadata={"help": "Probability above which a pixel is at a boundary."}
-    )
-    boundary_steps: int = field(default=1, metadata={"help": "Largest number of pixels that the refinement walks."})
-    boundary_direction_threshold: float = field(
-        default=0.0,
-        metadata={"help": "Probability of its direction below which a pixel at a boundary keeps its label."},
-    )
-    boundary_inside_only: bool = field(
-        default=False, metadata={"help": "Keep the label of a pixel whose walk ends at a boundary pixel."}
-    )
-    batch_size: int = field(default=4, metadata={"help": "Number of windows that the model gets at once."})
-    autocast: str | None = field(
-        default=None,
-        metadata={
-            "help": "Dtype to compute in; the dtype of the weights by default.",
-            "choices": ["bfloat16", "float16"],
-        },
+    boundary_inside_only: bool = option(False, "Keep the label of a pixel whose walk ends at a boundary pixel.")
+    batch_size: int = option(4, "Number of windows that the model gets at once.")
+    autocast: Literal["bfloat16", "float16"] | None = option(
+        None, "Dtype to compute in; the dtype of the weights by default."
     )
 
     def __post_init__(self):
@@ -90,30 +74,31 @@ class PredictionOptions:
         self.scales = [self.scales] if isinstance(self.scales, numbers.Real) else [float(one) for one in self.scales]
         if isinstance(self.autocast, torch.dtype):
             self.autocast = str(self.autocast).removeprefix("torch.")
-        problems = []
+        if problems := list(self._problems()):
+            raise ValueError("; ".join(problems) + ".")
+
+    def _problems(self) -> Iterator[str]:
         if self.mode not in ("whole", "slide"):
-            problems.append(f"mode must be 'whole' or 'slide', got {self.mode!r}")
-        for name in ("crop_size", "stride"):
-            if len(getattr(self, name)) != 2 or not all(map(_is_count, getattr(self, name))):
-                problems.append(
-                    f"{name} must be one or two numbers of pixels, each at least 1, got {getattr(self, name)}"
-                )
-        if not problems and self.mode == "slide" and any(a > b for a, b in zip(self.stride, self.crop_size)):
-            problems.append(f"stride {self.stride} leaves gaps between windows of crop_size {self.crop_size}")
+            yield f"mode must be 'whole' or 'slide', got {self.mode!r}"
+        windows = self.crop_size, self.stride
+        for name, sides in zip(("crop_size", "stride"), windows):
+            if len(sides) != 2 or not all(map(_is_count, sides)):
+                yield f"{name} must be one or two numbers of pixels, each at least 1, got {sides}"
+        are_counts = all(map(_is_count, itertools.chain(*windows)))
+        if self.mode == "slide" and are_counts and any(step > side for side, step in zip(*windows)):
+            yield f"stride {self.stride} leaves gaps between windows of crop_size {self.crop_size}"
         if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
-            problems.append(f"scales must be positive numbers, got {self.scales}")
+            yield f"scales must be positive numbers, got {self.scales}"
         if not all(flip in FLIPS for flip in self.flips[1:]):
-            problems.append(f"flip must be a boolean or made of {', '.join(FLIPS)}, got {self.flip!r}")
+            yield f"flip must be a boolean or made of {', '.join(FLIPS)}, got {self.flip!r}"
         for name in ("boundary_threshold", "boundary_direction_threshold"):
             if not 0 <= getattr(self, name) <= 1:
-                problems.append(f"{name} must be a probability in [0, 1], got {getattr(self, name)}")
+                yield f"{name} must be a probability in [0, 1], got {getattr(self, name)}"
         for name in ("boundary_steps", "batch_size"):
             if not _is_count(getattr(self, name)):
-                problems.append(f"{name} must be an integer of at least 1, got {getattr(self, name)!r}")
+                yield f"{name} must be an integer of at least 1, got {getattr(self, name)!r}"
         if self.autocast not in (None, "bfloat16", "float16"):
-            problems.append(f"autocast must be 'bfloat16' or 'float16', got {self.autocast!r}")
-        if problems:
-            raise ValueError("; ".join(problems) + ".")
+            yield f"autocast must be 'bfloat16' or 'float16', got {self.autocast!r}"
 
     @property
     def flips(self) -> list[str | None]:

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import math
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,19 +35,7 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def _source_cells(covered: float, cells: int, size: int, device: torch.device) -> tuple[Tensor, ...]:
-    """
-    Bilinear interpolation (`align_corners=False`) along one side, as tables.
-
-    Args:
-        covered: number of cells that the image covers.
-        cells: number of cells.
-        size: number of pixels of the result.
-        device: device of the tables.
-
-    Returns:
-        For each pixel the cell before and the cell after its center, int64 `(size,)`, and the weight of the cell
-        after, float32 `(size,)`.
-    """
+    """For each of `size` pixels, the cell before and the cell after its center, and the weight of the cell after."""
     position = ((torch.arange(size, dtype=torch.float64) + 0.5) * (covered / size) - 0.5).clamp(0, cells - 1)
     before, after = position.floor().long(), position.ceil().long()
     return before.to(device), after.to(device), (position - before).float().to(device)
@@ -67,6 +56,7 @@ def _interpolate_columns(cells: Tensor, covered: float, size: int) -> Tensor:
     return resized[0].permute(1, 2, 0)
 
 
+@dataclass(eq=False)
 class View:
     """
     One resized and perhaps flipped copy of an image, with the windows that cover it.
@@ -80,31 +70,22 @@ class View:
         flip: `None`, `"horizontal"` or `"vertical"`: how `pixels` were flipped.
     """
 
-    def __init__(
-        self,
-        pixels: Tensor,
-        target_size: tuple[int, int],
-        window_size: tuple[int, int],
-        stride: tuple[int, int] | None = None,
-        flip: str | None = None,
-    ):
-        self.pixels = pixels
-        self.target_size = target_size
-        self.window_size = window_size
-        self.flip = flip
-        self.is_whole = stride is None
-        height, width = pixels.shape[-2:]
-        self.tops, self.lefts = [0], [0]
-        if stride is not None:
-            self.tops = window_starts(height, window_size[0], stride[0])
-            self.lefts = window_starts(width, window_size[1], stride[1])
+    pixels: Tensor
+    target_size: tuple[int, int]
+    window_size: tuple[int, int]
+    stride: tuple[int, int] | None = None
+    flip: str | None = None
+
+    def __post_init__(self) -> None:
+        self.is_whole = self.stride is None
+        height, width = self.pixels.shape[-2:]
+        # One window covers a whole image.
+        strides = self.stride or self.window_size
+        self.tops, self.lefts = map(window_starts, (height, width), self.window_size, strides)
+        # Taken from its end. The label map is made from its top, which is the bottom of an upside-down view.
         rows = range(len(self.tops))
-        # The label map is made from its top, which is the bottom of an upside-down view.
-        self.pending = [
-            (row, column)
-            for row in (reversed(rows) if flip == "vertical" else rows)
-            for column in range(len(self.lefts))
-        ][::-1]
+        rows = rows if self.flip == "vertical" else rows[::-1]
+        self.pending = list(itertools.product(rows, range(len(self.lefts))[::-1]))
         self.logits: dict[tuple[int, int], Tensor] = {}
         # Of the logits that the target is resized from: logits of the whole image, or averaged logits at pixels.
         self.grid_size = (height, width)
@@ -164,10 +145,11 @@ class View:
         """Mean over the windows of the logits of rows `start` to `stop` of the view."""
         height, width = self.window_size
         rows = [row for row, top in enumerate(self.tops) if top < stop and top + height > start]
-        # Windows that the band has left behind are not seen again.
-        for window in [window for window in self.logits if self._is_past(window[0], rows)]:
-            del self.logits[window]
-        while self.pending and not self._is_ahead(self.pending[-1][0], rows):
+        # Bands come in the order of the windows, and do not see those again that they have left behind.
+        sign = -1 if self.flip == "vertical" else 1
+        first, last = min(sign * row for row in rows), max(sign * row for row in rows)
+        self.logits = {window: logits for window, logits in self.logits.items() if sign * window[0] >= first}
+        while self.pending and sign * self.pending[-1][0] <= last:
             runner.run(self)
         channels = self.logits[rows[0], 0].shape[2]
         total = torch.zeros(stop - start, self.grid_size[1], channels, device=self.tables[0].device)
@@ -183,24 +165,12 @@ class View:
             return total
         return total.div_(self.counts[0][start:stop, None, None] * self.counts[1][:, None])
 
-    def _is_past(self, row: int, rows: list[int]) -> bool:
-        return row > rows[-1] if self.flip == "vertical" else row < rows[0]
-
-    def _is_ahead(self, row: int, rows: list[int]) -> bool:
-        return row < rows[0] if self.flip == "vertical" else row > rows[-1]
-
 
 class WindowRunner:
     """
-    Runs the model on the windows of views, `options.batch_size` at a time.
-
-    Args:
-        model: a semantic segmentation model.
-        processor: its image processor, which rescales and normalizes the windows.
-        options: the batch size and the dtype to compute in.
-        with_boundaries: whether boundary and direction logits are stacked below the logits of the classes.
-        with_classes: whether there are logits of the classes. Without them, only the spatial branch of UN-EPT runs.
-        progress: progress bar, counting windows.
+    Runs the model on the windows of `views`, `options.batch_size` at a time. The processor rescales and normalizes
+    them. With boundaries, boundary and direction logits are stacked below the logits of the classes; without classes,
+    they are alone, and only the spatial branch of UN-EPT runs.
     """
 
     def __init__(
@@ -210,12 +180,11 @@ class WindowRunner:
         options: PredictionOptions,
         with_boundaries: bool = False,
         with_classes: bool = True,
-        progress: Any = None,
     ):
         self.model, self.processor, self.options = model, processor, options
         self.with_boundaries, self.with_classes = with_boundaries, with_classes
-        self.progress = progress
         self.views: list[View] = []
+        self.progress: Any = None  # a bar that counts windows
         self.num_labels = 0  # known from the first logits on
 
     def run(self, view: View) -> None:
@@ -296,10 +265,7 @@ def make_views(
         view = _resize(processor, pixels, (new_height, new_width))
         window_size = options.crop_size[0], options.crop_size[1]
         if is_whole:
-            window_size = (
-                math.ceil(new_height / size_divisor) * size_divisor,
-                math.ceil(new_width / size_divisor) * size_divisor,
-            )
+            window_size = new_height + -new_height % size_divisor, new_width + -new_width % size_divisor
         views += [
             View(
                 view if flip is None else view.flip(1 + FLIPS[flip]),

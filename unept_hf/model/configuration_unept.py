@@ -220,20 +220,19 @@ class UneptConfig(PreTrainedConfig):
             self.id2label = {index: label for label, index in self.label2id.items()}
         if self.id2label:
             # Keys are strings in JSON.
-            indices = {str(key): label for key, label in self.id2label.items()}
-            expected = [str(index) for index in range(len(self.id2label))]
-            if set(indices) != set(expected):
+            labels = {str(index): label for index, label in self.id2label.items()}
+            count = len(self.id2label)
+            if labels.keys() != set(map(str, range(count))):
                 raise ValueError(
-                    f"id2label must have the keys 0..{len(expected) - 1} for its {len(expected)} classes, got "
-                    f"{', '.join(list(indices)[:10])}: count from 0 without gaps."
+                    f"id2label must have the keys 0..{count - 1} for its {count} classes, got "
+                    f"{', '.join(list(labels)[:10])}: count from 0 without gaps."
                 )
-            self.id2label = {int(index): indices[index] for index in expected}
-            if kwargs.get("num_labels") not in (None, len(expected)):
+            if kwargs.get("num_labels") not in (None, count):
                 raise ValueError(
-                    f"num_labels={kwargs['num_labels']}, but id2label names {len(expected)} classes: give one of them."
+                    f"num_labels={kwargs['num_labels']}, but id2label names {count} classes: give one of them."
                 )
-            if self.label2id is None:
-                self.label2id = {label: index for index, label in self.id2label.items()}
+            self.id2label = {index: labels[str(index)] for index in range(count)}
+            self.label2id = {label: index for index, label in self.id2label.items()}
         if self.backbone_config is None:
             self.backbone_config = copy.deepcopy(PRESETS["unept-resnet50"]["backbone_config"])
         if isinstance(self.backbone_config, dict):
@@ -252,18 +251,13 @@ class UneptConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict, **kwargs):
         # Overrides take part in the construction, so that contradictions are found.
         config_dict = dict(config_dict)
-        if "id2label" in kwargs or "label2id" in kwargs:
+        classes = ("id2label", "label2id", "num_labels")
+        count = len(config_dict.get("id2label") or {})
+        if "id2label" in kwargs or "label2id" in kwargs or kwargs.get("num_labels", count) != count:
             # The file's fields of classes belong together.
-            for name in ("id2label", "label2id", "num_labels"):
+            for name in classes:
                 config_dict.pop(name, None)
-                if name in kwargs:
-                    config_dict[name] = kwargs.pop(name)
-        elif "num_labels" in kwargs:
-            if len(config_dict.get("id2label") or {}) != kwargs["num_labels"]:
-                config_dict.pop("id2label", None)
-                config_dict.pop("label2id", None)
-            config_dict["num_labels"] = kwargs.pop("num_labels")
-        config_dict.update({name: kwargs.pop(name) for name in cls.__annotations__ if name in kwargs})
+        config_dict.update({name: kwargs.pop(name) for name in (*cls.__annotations__, *classes) if name in kwargs})
         return super().from_dict(config_dict, **kwargs)
 
     @property

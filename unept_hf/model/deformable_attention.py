@@ -44,15 +44,13 @@ except ImportError:  # a copy that came with a model's weights
 _AUTOMATIC = {"cpu": "cpu", "cuda": "triton"}
 # Asked once, because the graph compiler of older versions cannot look through the question.
 _AUTOCAST_DEVICES = {name for name in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(name)}
-_default_backend = os.environ.get("UNEPT_ATTENTION_BACKEND", "auto")
 _said: set[str] = set()
 
 
 class _Choice(threading.local):
     """The backend of each thread. Not a `ContextVar`, which the graph compiler of older versions cannot read."""
 
-    def __init__(self):
-        self.backend = _default_backend
+    backend = os.environ.get("UNEPT_ATTENTION_BACKEND", "auto")
 
 
 _choice = _Choice()
@@ -122,7 +120,7 @@ def _choose_kernel(*arguments) -> ModuleType | None:
         _said.add(reason)
         warnings.warn(
             f"Deformable attention runs in plain PyTorch, many times slower than with the {name} kernel: {reason}.",
-            stacklevel=4,
+            stacklevel=5,
         )
     return None
 
@@ -218,13 +216,7 @@ def multi_scale_deformable_attention(
         ValueError: when shapes or devices do not fit together.
         RuntimeError: when a backend that was asked for by name cannot run.
     """
-    spatial_shapes = [(height, width) for height, width in spatial_shapes]
-    _check(value, spatial_shapes, None, sampling_locations=sampling_locations, attention_weights=attention_weights)
-    value = _autocast(value)
-    if _choose_kernel(value, spatial_shapes, None, sampling_locations, attention_weights) is None:
-        return _plain_attention(value, spatial_shapes, None, sampling_locations, attention_weights)
-    sizes = [size for shape in spatial_shapes for size in shape]
-    return torch.ops.unept_hf.multi_scale_deformable_attention(value, sizes, sampling_locations, attention_weights)
+    return _attend(value, spatial_shapes, None, sampling_locations, attention_weights)
 
 
 def deformable_attention(
@@ -251,56 +243,49 @@ def deformable_attention(
         ValueError: when shapes or devices do not fit together.
         RuntimeError: when a backend that was asked for by name cannot run.
     """
+    return _attend(value, spatial_shapes, reference_points, sampling_offsets, attention_logits)
+
+
+def _attend(value, spatial_shapes, reference_points, positions, scores) -> Tensor:
     spatial_shapes = [(height, width) for height, width in spatial_shapes]
-    _check(
-        value,
-        spatial_shapes,
-        reference_points,
-        sampling_offsets=sampling_offsets,
-        attention_logits=attention_logits,
-    )
-    value = _autocast(value)
-    reference_points = reference_points.to(torch.promote_types(reference_points.dtype, torch.float32))
-    if _choose_kernel(value, spatial_shapes, reference_points, sampling_offsets, attention_logits) is None:
-        return _plain_attention(value, spatial_shapes, reference_points, sampling_offsets, attention_logits)
+    if not torch.jit.is_tracing():  # which makes a constant of each comparison, with a warning
+        _check(value, spatial_shapes, reference_points, positions, scores)
+    # Locations, weights and logits stay as they are: autocast is for the largest tensor.
+    device = value.device.type
+    if device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device) and value.dtype == torch.float32:
+        value = value.to(torch.get_autocast_dtype(device))
+    if reference_points is not None:
+        reference_points = reference_points.to(torch.promote_types(reference_points.dtype, torch.float32))
+    if _choose_kernel(value, spatial_shapes, reference_points, positions, scores) is None:
+        return _plain_attention(value, spatial_shapes, reference_points, positions, scores)
     sizes = [size for shape in spatial_shapes for size in shape]
-    return torch.ops.unept_hf.deformable_attention(value, sizes, reference_points, sampling_offsets, attention_logits)
+    if reference_points is None:
+        return torch.ops.unept_hf.multi_scale_deformable_attention(value, sizes, positions, scores)
+    return torch.ops.unept_hf.deformable_attention(value, sizes, reference_points, positions, scores)
 
 
-def _check(value: Tensor, spatial_shapes: list[tuple[int, int]], reference_points: Tensor | None, **others: Tensor):
-    """The kernels read memory by these shapes, so shapes must be right. The others are positions and scores."""
-    # A trace makes a constant of each comparison, with a warning.
-    if torch.jit.is_tracing():
-        return
-    positions, scores = others.values()
+def _check(value, spatial_shapes, reference_points, positions, scores) -> None:
+    """The kernels read memory by these shapes, so shapes must be right."""
     levels, cells = len(spatial_shapes), sum(height * width for height, width in spatial_shapes)
+    names = ["value", "sampling_locations", "attention_weights"]
+    if reference_points is not None:
+        names = ["value", "sampling_offsets", "attention_logits", "reference_points"]
+    tensors = dict(zip(names, (value, positions, scores, reference_points)))
     fits = value.dim() == 4 and positions.dim() == 6 and value.shape[1] == cells
     fits = fits and positions.shape[:-1] == scores.shape and positions.shape[-1] == 2
     fits = fits and (value.shape[0], value.shape[2], levels) == (positions.shape[0], *positions.shape[2:4])
-    fits = fits and value.device == positions.device == scores.device
     if reference_points is not None:
-        others["reference_points"] = reference_points
         shape = reference_points.shape
         fits = fits and len(shape) == 4 and shape[0] in (1, positions.shape[0]) and shape[1] == positions.shape[1]
-        fits = fits and shape[2] in (1, levels) and shape[3] == 2 and reference_points.device == value.device
-    if not fits:
-        got = ", ".join(f"{name} {tuple(t.shape)} on {t.device}" for name, t in {"value": value, **others}.items())
+        fits = fits and shape[2] in (1, levels) and shape[3] == 2
+    if not fits or any(tensor.device != value.device for tensor in tensors.values()):
+        got = ", ".join(f"{name} {tuple(tensor.shape)} on {tensor.device}" for name, tensor in tensors.items())
         raise ValueError(
             "Deformable attention needs, on one device, a value of (batch, cells, heads, head_dim), positions of "
             "(batch, queries, heads, levels, points, 2), scores of the same shape without the last dimension, and "
             "reference points of (batch or 1, queries, levels or 1, 2), with the cells of all spatial_shapes; got "
             f"{got}, spatial_shapes {spatial_shapes} with {cells} cells."
         )
-
-
-def _autocast(value: Tensor) -> Tensor:
-    # Locations, weights and logits stay as they are: autocast is for the largest tensor.
-    device = value.device.type
-    if device not in _AUTOCAST_DEVICES:
-        return value
-    if torch.is_autocast_enabled(device) and value.dtype == torch.float32:
-        value = value.to(torch.get_autocast_dtype(device))
-    return value
 
 
 if _KERNELS:

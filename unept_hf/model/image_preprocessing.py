@@ -108,17 +108,7 @@ def _check(options: dict[str, Any], name: str, is_supported: bool, remedy: str) 
 
 
 class UneptImageProcessorKwargs(ImagesKwargs, total=False):
-    r"""
-    size_divisor (`int`, *optional*, defaults to `self.size_divisor`):
-        Both sides of `pixel_values` are multiples of it, so that the feature grids of the model stay aligned.
-    do_reduce_labels (`bool`, *optional*, defaults to `self.do_reduce_labels`):
-        Whether to move the labels of segmentation maps down by one, for data sets in which 0 means "no class": 0
-        becomes `ignore_index`, which stays.
-    ignore_index (`int`, *optional*, defaults to `self.ignore_index`):
-        Label of pixels without a class, and of padding; `semantic_loss_ignore_index` of the model's configuration.
-    do_boundary_targets (`bool`, *optional*, defaults to `self.do_boundary_targets`):
-        Whether to return the targets of the boundary heads with the labels. Needs the package `edt`.
-    """
+    """The arguments of both image processors beside those of transformers. `UneptImageProcessor` describes them."""
 
     size_divisor: int | None
     do_reduce_labels: bool | None

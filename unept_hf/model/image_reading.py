@@ -203,8 +203,8 @@ def _scale_to_8_bit(pixels: Tensor, name: str, has_alpha: bool) -> Tensor:
     if not lowest <= low <= high <= highest:  # NaN is not either
         raise ValueError(
             f"{name} holds values in [{low:g}, {high:g}] of {pixels.dtype}. Integers must be in [0, 255] (8 bit) or "
-            "[0, 65535] (16 bit), and floating point numbers must be finite, with an alpha channel in [0, 1] or "
-            "[0, 255]: scale the image, or drop its alpha channel."
+            "[0, 65535] (16 bit). Floating point numbers must be finite. In an image with an alpha channel, colors "
+            "and the alpha channel must be in [0, 1] or [0, 255]: scale the image, or drop its alpha channel."
         )
     if is_float:
         return pixels.float()
@@ -318,7 +318,7 @@ def label_map_to_tensor(
     label_map: "str | os.PathLike | PIL.Image.Image | np.ndarray | Tensor",
     image_size: tuple[int, int],
     ignore_index: int = 255,
-    name: str = "segmentation map",
+    name: str = "label map",
 ) -> Tensor:
     """
     Reads the label map of one image.

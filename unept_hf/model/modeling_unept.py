@@ -22,6 +22,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.siglip.modeling_siglip import eager_attention_forward
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
@@ -204,24 +205,6 @@ class UneptPointwiseAttention(nn.Module):
         return self.out_proj(self.v_proj(hidden_states))
 
 
-def eager_attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[Tensor, Tensor]:
-    """Attention of `(batch, heads, length, head_dim)` tensors; returns `(batch, length, heads, head_dim)`, weights."""
-    scores = query @ key.transpose(-1, -2) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = F.dropout(scores.softmax(-1, dtype=torch.float32).to(query.dtype), dropout, module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
 class UneptDenseAttention(nn.Module):
     """Decoder self-attention in which every query sees every query."""
 
@@ -350,21 +333,6 @@ class UneptDecoderLayer(GradientCheckpointingLayer):
         return hidden_states, (*samples, cross_samples)
 
 
-class ContiguousGradient(torch.autograd.Function):
-    """
-    Identity, with a contiguous gradient. On the CPU, PyTorch's batch norm (2.11 to 2.15 at least) misreads the
-    permuted gradient that token sequences send back when the batch has a single image.
-    """
-
-    @staticmethod
-    def forward(ctx, features: Tensor) -> Tensor:
-        return features.view_as(features)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return gradient.contiguous()
-
-
 class UneptSpatialBranch(nn.Module):
     """Stride-2 convolutions that keep the detail of the image `(batch, 3, H, W)` at 1/8 of its size."""
 
@@ -383,10 +351,11 @@ class UneptSpatialBranch(nn.Module):
             features = normalization(convolution(features))
             if index < len(self.convolutions) - 1:
                 features = features.relu()
-        if torch.jit.is_tracing():
-            # A traced graph cannot hold a function of Python. Reshaping makes the gradient contiguous too.
-            return features.flatten(1).view_as(features)
-        return ContiguousGradient.apply(features)
+        if features.requires_grad:
+            # On the CPU, PyTorch's batch norm (2.11 to 2.15 at least) misreads the permuted gradient that token
+            # sequences send back when the batch has a single image. Reshaping makes it contiguous.
+            features = features.flatten(1).view_as(features)
+        return features
 
 
 class UneptBoundaryHead(nn.Sequential):
@@ -458,20 +427,6 @@ class UneptPreTrainedModel(PreTrainedModel):
         elif isinstance(module, UneptModel):
             init.normal_(module.level_embed)
             init.normal_(module.query_embeddings)
-
-    if not hasattr(PreTrainedModel, "activation_checkpointing_enable"):
-        # The names of transformers 5.24 and later, for earlier versions. The old names go with transformers 6.
-        def activation_checkpointing_enable(  # type: ignore[override]
-            self, activation_checkpointing_kwargs: dict | None = None
-        ) -> None:
-            self.gradient_checkpointing_enable(activation_checkpointing_kwargs)
-
-        def activation_checkpointing_disable(self) -> None:
-            self.gradient_checkpointing_disable()
-
-        @property
-        def is_activation_checkpointing(self) -> bool:
-            return self.is_gradient_checkpointing
 
     def _set_gradient_checkpointing(  # type: ignore[override]
         self, enable: bool = True, gradient_checkpointing_func=checkpoint, **kwargs
@@ -686,13 +641,12 @@ class UneptModel(UneptPreTrainedModel):
         ).to(hidden_states.dtype)
         reference_points = cell_centers(spatial_shapes, hidden_states.device, location_dtype)
         all_hidden_states: list[Tensor] = [hidden_states] if output_hidden_states else []
-        all_samples: list[tuple[Tensor, Tensor]] = []
+        all_samples: list[Any] = []
         for encoder_layer in self.encoder_layers:
             hidden_states, samples = encoder_layer(
                 hidden_states, position_embeddings, spatial_shapes, reference_points, output_attentions
             )
-            if output_attentions:
-                all_samples += samples
+            all_samples += samples
             if output_hidden_states:
                 all_hidden_states.append(hidden_states)
         encoder_hidden_states = hidden_states
@@ -714,8 +668,7 @@ class UneptModel(UneptPreTrainedModel):
                 reference_points,
                 output_attentions,
             )
-            if output_attentions:
-                all_samples += samples
+            all_samples += samples
             if output_hidden_states:
                 all_hidden_states.append(hidden_states)
         return UneptModelOutput(

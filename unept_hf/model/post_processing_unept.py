@@ -24,18 +24,7 @@ _CHUNK_BYTES = 64 * 2**20
 
 
 def _resize_logits(logits: Tensor, covered: tuple[float, float], size: tuple[int, int] | None) -> Tensor:
-    """
-    Cuts the padding off the logits of one image, and resizes the rest bilinearly.
-
-    Args:
-        logits: `(channels, height, width)`, floating point.
-        covered: rows and columns of logits that the image covers, from the top left. May end within a cell: the
-            result then ends there too, at the exact pixel.
-        size: (height, width) of the result. `None` keeps the logits' resolution and rounds `covered` up.
-
-    Returns:
-        `(channels, *size)`, in at least float32, on the device of the logits.
-    """
+    """The covered rows and columns of logits `(channels, height, width)`, resized to `size` in at least float32."""
     rows, columns = covered
     logits = logits[:, : math.ceil(rows), : math.ceil(columns)]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).contiguous()
@@ -49,12 +38,7 @@ def _resize_logits(logits: Tensor, covered: tuple[float, float], size: tuple[int
 
 
 def _best_channel(logits: Tensor, covered: tuple[float, float], size: tuple[int, int] | None) -> Tensor:
-    """
-    The argmax over the channels of `_resize_logits`, with the same arguments, which never holds its whole result.
-
-    Returns:
-        `(height, width)`, int64. Ties go to the lowest channel, as with `Tensor.argmax`.
-    """
+    """The argmax over the channels of `_resize_logits`, which never holds its whole result."""
     channels = logits.shape[0]
     height, width = size if size is not None else logits.shape[1:]
     # PyTorch may resize three channels by other code, and round the last bit differently. To get exactly the argmax of
@@ -76,10 +60,7 @@ def output_field(outputs, name: str):
 
 
 def _check_sizes(target_sizes, logits_sizes, logits: Tensor) -> list[tuple]:
-    """
-    For each image (height, width) of its label map, or `None` for the resolution of the logits, and the rows and
-    columns of the logits that it covers: all of them if `logits_sizes` is `None`.
-    """
+    """Of each image the size of its label map, and the rows and columns of logits that it covers, perhaps in part."""
     batch_size, _, height, width = logits.shape
     targets = [None] * batch_size if target_sizes is None else [tuple(map(int, size)) for size in target_sizes]
     covered = [(height, width)] * batch_size if logits_sizes is None else torch.as_tensor(logits_sizes).tolist()

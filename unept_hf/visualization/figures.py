@@ -17,7 +17,6 @@ import numpy as np
 import PIL.Image
 import torch
 from matplotlib import patheffects
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle, Wedge
@@ -65,10 +64,6 @@ DIRECTION_COLORS = (
 
 class NotebookFigure(Figure):
     """A figure that notebooks show without pyplot and without any setup."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        FigureCanvasAgg(self)
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()

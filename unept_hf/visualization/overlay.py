@@ -103,7 +103,12 @@ def class_areas(label_map, id2label: Mapping[int, str] | None = None, ignore_ind
     total = sum(count for count, _ in areas)
     names, unnamed = (id2label, "no class ({})") if id2label else ({}, "class {}")
     return [
-        {"id": index, "label": names.get(index, unnamed.format(index)), "pixels": count, "fraction": count / total}
+        {
+            "id": index,
+            "label": str(names.get(index, unnamed.format(index))),
+            "pixels": count,
+            "fraction": count / total,
+        }
         for count, index in sorted(areas, key=lambda area: (-area[0], area[1]))
     ]
 

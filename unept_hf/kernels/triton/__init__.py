@@ -162,12 +162,9 @@ def backward(
 
 
 def _fixed_point_unit(grad_output, reference_points, scores):
-    """
-    The power of two that stands for 1, so that no sum of a cell can exceed 63 bits.
-
-    A query adds at most 1 to a cell in the fused form, where weights sum to 1; in the other, at most the largest
-    weight for each of the points of the cell's level.
-    """
+    """The power of two that stands for 1, so that no sum of a cell can exceed 63 bits."""
+    # A query adds at most 1 to a cell in the fused form, where weights sum to 1; in the other, at most the largest
+    # weight for each of the points of the cell's level.
     bound = grad_output.abs().amax().double() * scores.shape[1]
     if reference_points is None:
         bound = bound * scores.abs().amax().double() * scores.shape[4]
