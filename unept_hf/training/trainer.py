@@ -43,10 +43,11 @@ from ..model.backbone_unept import plain_tensors
 from ..model.image_processing_unept import UneptImageProcessor
 from ..model.modeling_unept import UneptForSemanticSegmentation
 from ..version import __version__
+from ..visualization.figures import draw_samples
 from .arguments import FREE_OPTIONS, NOTED_OPTIONS, RunArguments, TrainingDataArguments, TrainingModelArguments, refuse
 from .building import image_processor_options, load_data, load_model, make_optimizer, make_scheduler
 from .checkpoints import checkpoint_to_resume, commit_checkpoint, latest_checkpoint, start_checkpoint
-from .log import TrainingLog, draw_predictions
+from .log import TrainingLog
 from .order import AugmentedDataset, AugmentedStream, TrainingOrder, data_fingerprint
 from .processes import Interruption, ignore_signals, main_process_leads
 
@@ -502,8 +503,9 @@ class SegmentationTrainer:
                 max_images=run_args.max_eval_images,
                 num_samples=run_args.num_prediction_images,
             )
-        if accelerator.is_main_process:
-            draw_predictions(metrics.get("samples", []), self.class_list, self._picture(self.step))
+        if samples := metrics.get("samples"):  # of the main process
+            self._picture(self.step).parent.mkdir(exist_ok=True)
+            draw_samples(samples, self.class_list.palette).savefig(self._picture(self.step))
         self.metrics = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
         self.evaluated_step = self.step
         self.log.write(self.step, {f"eval/{name}": value for name, value in self.metrics.items()})
