@@ -9,11 +9,29 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-__all__ = ["atomic_directory", "atomic_file", "remove_leftovers"]
+__all__ = ["atomic_directory", "atomic_file", "make_directory", "remove_leftovers"]
 
 
 def _prefix(path: Path) -> str:
     return f".{path.name[:40]}."  # file systems limit names to 255 bytes
+
+
+def make_directory(directory: str | os.PathLike) -> Path:
+    """
+    Makes a directory for results, and its parents, where they are missing.
+
+    Raises:
+        FileExistsError: if it or a parent is a file.
+    """
+    directory = Path(directory).expanduser()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next(path for path in (directory, *directory.parents) if path.exists())
+        raise FileExistsError(
+            f"{directory} cannot be a directory, because {file} is a file; name another directory."
+        ) from error
+    return directory
 
 
 @contextmanager

@@ -286,7 +286,19 @@ def test_a_directory_that_cannot_be_written(folder, photos, capsys):
     Path("file").touch()
     assert main(["segment", folder, "photos", "--output_dir", "file"]) == 1
     error = capsys.readouterr().err
-    assert "File exists: 'file'" in error and error.count("\n") == 1, "once, not for each image"
+    assert "file cannot be a directory, because file is a file" in error and error.count("\n") == 1, (
+        "once, not for each image"
+    )
+
+
+def test_results_that_cannot_be_written(folder, tmp_path, monkeypatch, capsys):
+    """Said before the evaluation."""
+    monkeypatch.setattr("unept_hf.evaluation.report.evaluate_model", None)
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    arguments = ["--model_name_or_path", folder, "--dataset_name", "synthetic", "--num_synthetic_scenes", "1"]
+    assert main(["evaluate", *arguments, "--device", "cpu", "--output_dir", "file/results"]) == 1
+    assert "file/results cannot be a directory, because file is a file" in capsys.readouterr().err
 
 
 def test_weights_that_are_missing(folder, photos, capsys):

@@ -435,7 +435,9 @@ def test_options_that_can_not_be(options, message, tmp_path):
         ({"dataset_name": "ade20k", "data_dir": "nowhere"}, "nowhere"),
         ({"resume_from_checkpoint": "nowhere"}, r"nowhere is not a checkpoint.* Name a folder checkpoint-<step>"),
         ({"dataset_name": "image_folders", "data_dir": "."}, "needs class_list"),
-        ({"output_dir": __file__}, "File exists: .*test_training.py"),
+        ({"output_dir": __file__}, rf"{__file__} cannot be a directory, because {__file__} is a file"),
+        ({"output_dir": f"{__file__}/runs/a"}, rf"runs/a cannot be a directory, because {__file__} is a file"),
+        ({"model_name_or_path": "/nope"}, r"/nope is not a model directory .*nor owner/name on the Hub: it does not"),
     ],
 )
 def test_runs_that_can_not_start(options, message, tmp_path):

@@ -3,7 +3,6 @@
 
 import argparse
 import contextlib
-import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser
 
-from ..arguments import HubArguments
+from ..arguments import HubArguments, check_model_name
 from ..inference.loading import load_model_and_processor
 from ..model.configuration_unept import PRESETS
 
@@ -102,16 +101,12 @@ def choose_device(name: str) -> torch.device:
 
 def load_model(name: str, arguments: argparse.Namespace, allow_preset: bool = False) -> tuple[Any, Any]:
     """A model in evaluation mode and its image processor, from a directory, the Hub, or a preset's name."""
-    path = Path(name).expanduser()
-    if allow_preset and name in PRESETS and not path.exists():
+    if allow_preset and name in PRESETS and not Path(name).exists():
         from .. import UneptForSemanticSegmentation, UneptImageProcessor
 
         model = UneptForSemanticSegmentation.from_preset(name)
         return model.eval(), UneptImageProcessor(**model.image_processor_options())
-    # Otherwise a slip would be looked up on the Hub.
-    is_hub_name = not path.exists() and re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)
-    if not is_hub_name and not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{name} is not a model directory (with a config.json), nor owner/name on the Hub.")
+    check_model_name(name)
     options = {field.name: getattr(arguments, field.name) for field in fields(HubArguments)}
     return load_model_and_processor(name, **options)
 

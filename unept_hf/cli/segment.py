@@ -11,7 +11,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from urllib.parse import unquote, urlsplit
 
@@ -19,8 +19,8 @@ import numpy as np
 import PIL.Image
 from tqdm.auto import tqdm
 
-from ..arguments import HubArguments
-from ..files import atomic_file
+from ..arguments import HubArguments, option
+from ..files import atomic_file, make_directory
 from ..inference.options import PredictionOptions
 from .command_line import add_command, choose_device, load_model, message_of, options_from, usage_errors
 
@@ -43,30 +43,25 @@ SUFFIXES = {"label_maps": ".png", "overlays": ".png", "areas": ".json", "boundar
 class SegmentationArguments(PredictionOptions):
     """How to predict, and what to write of each image."""
 
-    output_dir: str = field(default="segmented", metadata={"help": "Directory for the results."})
-    save: list[str] = field(
-        default_factory=lambda: ["label_maps", "overlays", "areas"],
-        metadata={
-            "help": "What to write, each into a directory of that name: label maps (PNG, one class number for each "
-            "pixel), pictures of the classes over the image, areas of the classes (JSON), pictures of the "
-            "boundaries, pictures of the changes by the refinement.",
-            "choices": list(SUFFIXES),
-        },
+    output_dir: str = option("segmented", "Directory for the results.")
+    save: list[str] = option(
+        ["label_maps", "overlays", "areas"],
+        "What to write, each into a directory of that name: label maps (PNG, one class number for each pixel), "
+        "pictures of the classes over the image, areas of the classes (JSON), pictures of the boundaries, pictures of "
+        "the changes by the refinement.",
+        choices=list(SUFFIXES),
     )
-    existing: str = field(
-        default="error",
-        metadata={
-            "help": "What to do about existing results: stop before any work, skip the images that have all of "
-            "theirs, or overwrite them.",
-            "choices": ["error", "skip", "overwrite"],
-        },
+    existing: str = option(
+        "error",
+        "What to do about existing results: stop before any work, skip the images that have all of theirs, or "
+        "overwrite them.",
+        choices=["error", "skip", "overwrite"],
     )
-    class_list: str | None = field(
-        default=None,
-        metadata={"help": "Name or JSON file of the classes, for their colors; by default colorblind-safe ones."},
+    class_list: str | None = option(
+        None, "Name or JSON file of the classes, for their colors; by default colorblind-safe ones."
     )
-    opacity: float = field(default=0.6, metadata={"help": "Opacity of the colors in overlays, 0 to 1."})
-    picture_size: int = field(default=1024, metadata={"help": "Longer side of the pictures in pixels."})
+    opacity: float = option(0.6, "Opacity of the colors in overlays, 0 to 1.")
+    picture_size: int = option(1024, "Longer side of the pictures in pixels.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -140,8 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
             )
         with usage_errors(arguments):
             options.check_model(model)
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output_dir):
+        with tempfile.TemporaryFile(dir=make_directory(output_dir)):
             pass  # a directory that cannot be written is an error of its own, not of each image
         for name, files in tqdm(tasks.items(), desc="Segmenting", unit="image", disable=None):
             try:

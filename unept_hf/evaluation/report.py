@@ -5,7 +5,6 @@ import contextlib
 import json
 import math
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import nn
 
 from ..data.class_lists import ClassList
 from ..data.segmentation_datasets import hold_out, load_segmentation_dataset
+from ..files import make_directory
 from ..visualization.figures import draw_samples
 from .arguments import EvaluationArguments, EvaluationDataArguments
 from .evaluate import evaluate_model
@@ -100,8 +100,7 @@ def save_results(results: dict, class_list: ClassList, output_dir: str | os.Path
             return {key: plain(one) for key, one in value.items() if key != "samples"}
         return None if isinstance(value, float) and math.isnan(value) else value
 
-    output_dir = Path(output_dir).expanduser()
-    output_dir.mkdir(parents=True, exist_ok=True)
+    output_dir = make_directory(output_dir)
     text = json.dumps(plain(results), indent=2, default=str) + "\n"
     (output_dir / "results.json").write_text(text, encoding="utf-8")
     (output_dir / "results.md").write_text(results_table(results), encoding="utf-8")
@@ -132,6 +131,9 @@ def evaluate_and_report(
     Raises:
         ValueError: as `evaluate_model` and `load_segmentation_dataset`.
     """
+    is_main = accelerator is None or accelerator.is_main_process
+    if is_main:
+        make_directory(evaluation_arguments.output_dir)
     data_options = dict(vars(data_arguments))
     max_images, eval_fraction, seed = (data_options.pop(name) for name in ("max_images", "eval_fraction", "seed"))
     # One process prepares the cache, the others read it.
@@ -153,10 +155,9 @@ def evaluate_and_report(
         max_images=max_images,
         num_samples=evaluation_arguments.num_samples,
     )
-    output_dir = evaluation_arguments.output_dir
     results["model"], results["dataset"] = model_name, data_arguments.dataset_name
-    if accelerator is None or accelerator.is_main_process:
-        save_results(results, class_list, output_dir)
+    if is_main:
+        save_results(results, class_list, evaluation_arguments.output_dir)
         print(results_table(results))
-        print(f"results.json, results.md and results.png are in {output_dir}")
+        print(f"results.json, results.md and results.png are in {evaluation_arguments.output_dir}")
     return results

@@ -52,15 +52,7 @@ _USAGE = "%(prog)s [OPTIONS.yaml] [--option value ...]"
 
 
 def refuse(*faults: str | bool) -> None:
-    """
-    Raises one error for all faults.
-
-    Args:
-        faults: A message for each fault; `False` where there is no fault.
-
-    Raises:
-        ValueError: with all messages.
-    """
+    """Raises one `ValueError` for all faults: a message for each, or `False` where there is no fault."""
     messages = [fault for fault in faults if isinstance(fault, str)]
     if messages:
         raise ValueError(" ".join(messages))
@@ -244,18 +236,19 @@ class RunArguments:
         )
 
 
-def _with_model_options(options: dict[str, Any], args: list[str]) -> dict[str, Any]:
-    """The options of a file that the words of a command line do not replace, with both `config_overrides` merged."""
+def _words_of_both(options: dict[str, Any], args: list[str]) -> list[str]:
+    """The options of a file as words, without those that `args` replace, and `args`; `config_overrides` are merged."""
     dataclass_type: Any = TrainingModelArguments
-    names = [one.name for one in fields(dataclass_type)]
     parser = HfArgumentParser(dataclass_type, usage=_USAGE, add_help=False)
-    given, _ = parser.parse_known_args(args, argparse.Namespace(**dict.fromkeys(names)))
+    unset = argparse.Namespace(**dict.fromkeys(TrainingModelArguments.__dataclass_fields__))
+    given, _ = parser.parse_known_args(args, unset)
     replaced = {other for name, others in _REPLACED_OPTIONS.items() if getattr(given, name) for other in others}
-    options = {name: value for name, value in options.items() if name not in replaced}
-    if given.config_overrides is not None:
-        both = (options.get("config_overrides"), given.config_overrides)
-        options["config_overrides"] = merge_options(*(_json_object("config_overrides", one) or {} for one in both))
-    return options
+    # Of two equal options the last one counts.
+    words = words_of_options({name: value for name, value in options.items() if name not in replaced}) + args
+    if given.config_overrides is not None and options.get("config_overrides") is not None:
+        both = (_json_object("config_overrides", one) for one in (options["config_overrides"], given.config_overrides))
+        words += words_of_options({"config_overrides": merge_options(*both)})
+    return words
 
 
 def parse_arguments(
@@ -292,10 +285,6 @@ def parse_arguments(
             options.get("lr_milestones") == []
             and f"{path} has no lr_milestones: for a constant rate set lr_gamma: 1.0.",
         )
-        # As words of a command line, so that both are read and checked in the same way. Of two equal options the last
-        # one counts.
-        options = _with_model_options(options, args)
-        overrides = {"config_overrides": options.pop("config_overrides", None)}
-        args = words_of_options(options) + args + words_of_options(overrides)
+        args = _words_of_both(options, args)  # so that both are read and checked in the same way
     model_args, data_args, run_args, _ = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
     return model_args, data_args, run_args

@@ -18,6 +18,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
+from ..files import make_directory
 from .arguments import parse_arguments
 from .checkpoints import latest_checkpoint, lock_folder
 from .processes import end_workers, main_process_leads, make_accelerator
@@ -57,8 +58,7 @@ def main(args: list[str] | None = None, program: str | None = None) -> dict[str,
     with ExitStack() as stack:
         with main_process_leads(accelerator):
             if accelerator.is_main_process:
-                output_dir.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(lock_folder(output_dir))
+                stack.enter_context(lock_folder(make_directory(output_dir)))
         trainer = SegmentationTrainer(accelerator, model_args, data_args, run_args)
         try:
             if trainer.train():
