@@ -246,7 +246,10 @@ def _words_of_both(options: dict[str, Any], args: list[str]) -> list[str]:
     # Of two equal options the last one counts.
     words = words_of_options({name: value for name, value in options.items() if name not in replaced}) + args
     if given.config_overrides is not None and options.get("config_overrides") is not None:
-        both = (_json_object("config_overrides", one) for one in (options["config_overrides"], given.config_overrides))
+        both = (
+            _json_object("config_overrides", one) or {}
+            for one in (options["config_overrides"], given.config_overrides)
+        )
         words += words_of_options({"config_overrides": merge_options(*both)})
     return words
 

@@ -11,6 +11,7 @@ Figures are matplotlib's, made without pyplot: `figure.savefig(...)` writes them
 import io
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import edt
 import numpy as np
@@ -379,7 +380,7 @@ def draw_refinement(
     return figure
 
 
-def draw_samples(samples: list[dict], palette=None, figure: FigureBase | None = None) -> FigureBase:
+def draw_samples(samples: list[dict], palette=None, figure: FigureBase | None = None) -> Any:
     """
     A row of image, ground truth and predictions for each sample of an evaluation.
 
