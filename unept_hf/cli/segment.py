@@ -20,13 +20,15 @@ import PIL.Image
 from tqdm.auto import tqdm
 
 from ..arguments import HubArguments, option
+from ..data.class_lists import load_class_list
 from ..files import atomic_file, make_directory
 from ..inference.options import PredictionOptions
-from .command_line import add_command, choose_device, load_model, message_of, options_from, usage_errors
+from .command_line import DeviceArguments, choose_device, load_model, message_of, options_from, usage_errors
 
 
-__all__ = ["EXAMPLES", "SegmentationArguments", "add_parser", "files_below", "find_images", "run"]
+__all__ = ["EXAMPLES", "SegmentationArguments", "add_arguments", "files_below", "find_images", "run"]
 
+USAGE = "model images [images ...]"
 EXAMPLES = """\
 examples:
   unept-hf segment my-model photo.jpg
@@ -72,19 +74,13 @@ class SegmentationArguments(PredictionOptions):
             )
 
 
-def add_parser(commands) -> None:
-    """Adds the command and its options."""
-    parser = add_command(
-        commands,
-        "segment",
-        run,
-        usage="model images [images ...]",
-        description="label maps and pictures of images",
-        examples=EXAMPLES,
-        dataclass_types=(HubArguments, SegmentationArguments),
-    )
-    parser.add_argument("model", help="Directory or Hub name of the model and its image processor.")
-    parser.add_argument("images", nargs="+", help="Files, directories, globs (in quotes) or addresses of images.")
+OPTIONS = (DeviceArguments, HubArguments, SegmentationArguments)
+
+
+def add_arguments(add) -> None:
+    """Adds the arguments of the command."""
+    add("model", help="Directory or Hub name of the model and its image processor.")
+    add("images", nargs="+", help="Files, directories, globs (in quotes) or addresses of images.")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -107,12 +103,10 @@ def run(arguments: argparse.Namespace) -> int:
             f"{existing[0]} exists already, as do {len(existing) - 1} other results; pass --existing skip or "
             "--existing overwrite, or change --output_dir."
         )
-    skipped = 0
+    skipped = set()
     if options.existing == "skip":
-        done = [name for name, files in tasks.items() if all(file.exists() for file in files.values())]
-        skipped = len(done)
-        for name in done:
-            del tasks[name]
+        skipped = {name for name, files in tasks.items() if all(file.exists() for file in files.values())}
+    tasks = {name: files for name, files in tasks.items() if name not in skipped}
 
     def report(name, reason):
         tqdm.write(f"unept-hf segment: {name}: {reason}", file=sys.stderr)
@@ -121,11 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
         report(*problem)
     failures, start = len(problems), time.perf_counter()
     if tasks:
-        palette = None
-        if options.class_list is not None:
-            from ..data.class_lists import load_class_list
-
-            palette = load_class_list(options.class_list).palette
+        palette = None if options.class_list is None else load_class_list(options.class_list).palette
         model, processor = load_model(arguments.model, arguments)
         model.to(choose_device(arguments.device))
         if palette is not None and len(palette) != model.config.num_labels:
@@ -146,7 +136,7 @@ def run(arguments: argparse.Namespace) -> int:
                 report(name, traceback.format_exc() if arguments.traceback else message_of(error))
     succeeded = len(tasks) + len(problems) - failures
     counts = [f"{succeeded} segmented"]
-    counts += [f"{count} {what}" for count, what in ((failures, "failed"), (skipped, "skipped")) if count]
+    counts += [f"{count} {what}" for count, what in ((failures, "failed"), (len(skipped), "skipped")) if count]
     print(f"{', '.join(counts)} in {time.perf_counter() - start:.1f} s: {output_dir}")
     return 1 if failures else 0
 
@@ -170,7 +160,8 @@ def _segment_one(model, processor, name: str, files: dict[str, Path], options: S
     )
     refined = plain.refined(options.boundary_threshold, options.boundary_steps) if is_refined else plain
     label_map = (refined if options.refine_boundaries else plain).label_map
-    id2label, max_size = model.config.id2label, options.picture_size
+    shown = {"max_size": options.picture_size}
+    colors = {"id2label": model.config.id2label, "palette": palette, **shown}
     for kind, file in files.items():
         with atomic_file(file) as part:
             if kind == "label_maps":
@@ -178,22 +169,16 @@ def _segment_one(model, processor, name: str, files: dict[str, Path], options: S
                 PIL.Image.fromarray(label_map.numpy().astype(dtype)).save(part)
             elif kind == "areas":
                 height, width = label_map.shape
-                areas = figures.class_areas(label_map, id2label)
+                areas = figures.class_areas(label_map, model.config.id2label)
                 data = {"image": name, "height": height, "width": width, "classes": areas}
                 part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
             elif kind == "overlays":
-                figures.draw_overlay(image, label_map, id2label, palette, options.opacity, max_size=max_size).savefig(
-                    part
-                )
+                figures.draw_overlay(image, label_map, opacity=options.opacity, **colors).savefig(part)
             elif kind == "boundaries":
-                probability, directions = plain.boundary_probability, plain.direction_map
-                figures.draw_boundaries(
-                    image, probability, directions, options.boundary_threshold, max_size=max_size
-                ).savefig(part)
+                seen = (plain.boundary_probability, plain.direction_map, options.boundary_threshold)
+                figures.draw_boundaries(image, *seen, **shown).savefig(part)
             else:
-                figures.draw_refinement(
-                    image, plain.label_map, refined.label_map, id2label, palette, max_size=max_size
-                ).savefig(part)
+                figures.draw_refinement(image, plain.label_map, refined.label_map, **colors).savefig(part)
 
 
 def _is_address(name: str) -> bool:

@@ -69,17 +69,14 @@ _exporting = threading.RLock()
 @contextlib.contextmanager
 def _export() -> Iterator[None]:
     """One export at a time, because PyTorch's exporters share state, and without their remarks on their workings."""
-    loggers = [logging.getLogger(name) for name in (None, "torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    threshold = logging.root.manager.disable
     with _exporting, warnings.catch_warnings():
-        levels = [logger.level for logger in loggers]
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
+        logging.disable(logging.WARNING)
         try:
             yield
         finally:
-            for logger, level in zip(loggers, levels):
-                logger.setLevel(level)
+            logging.disable(threshold)
 
 
 def largest_difference(

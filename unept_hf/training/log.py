@@ -18,12 +18,8 @@ __all__ = ["TrainingLog"]
 
 class TrainingLog:
     """
-    Metrics as lines of JSON in a file, in the trackers, and as a curve.
-
-    Args:
-        accelerator: Its main process writes the files.
-        output_dir: Folder of the files.
-        first_step: The step that the training resumes from. Lines of later steps, which are done again, are dropped.
+    Metrics as lines of JSON in a file, in the trackers, and as a curve. When training resumes from `first_step`, the
+    lines of later steps, which are done again, are dropped.
     """
 
     def __init__(self, accelerator: Accelerator, output_dir: Path, first_step: int):

@@ -91,15 +91,8 @@ def _message_of(error: Exception) -> str:
 
 def command(args: list[str] | None = None, program: str | None = None) -> int:
     """
-    `main` for a shell: errors of a user are one line, unless --traceback is among the words. All other errors are
-    raised.
-
-    Args:
-        args: As for `main`.
-        program: As for `main`.
-
-    Returns:
-        The exit status.
+    `main` for a shell, with its arguments. Errors of a user are one line, unless --traceback is among the words; all
+    other errors are raised. Returns the exit status.
     """
     args = sys.argv[1:] if args is None else args
     name = program or Path(sys.argv[0]).name
