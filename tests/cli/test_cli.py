@@ -363,18 +363,6 @@ def test_evaluate(model, processor, folder, tmp_path, monkeypatch, capsys):
     assert "eval_fraction must lie in [0, 1) and cannot split a stream, got 2.0" in capsys.readouterr().err
 
 
-def test_evaluate_with_options_after_the_file(tmp_path, monkeypatch):
-    parsed = []
-    monkeypatch.setattr(cli.evaluate, "run", lambda arguments: parsed.append(arguments) or 0)
-    file = tmp_path / "evaluation.json"
-    given = {"model_name_or_path": "m", "dataset_name": "synthetic", "refine_boundaries": True, "batch_size": 2}
-    file.write_text(json.dumps(given, indent="\t"))
-    assert main(["evaluate", str(file), "--batch_size", "3"]) == 0
-    assert parsed[0].refine_boundaries == "yes" and parsed[0].batch_size == 3
-    with pytest.raises(SystemExit):
-        main(["evaluate", str(file), "--mode", "half"])
-
-
 @pytest.mark.parametrize(("content", "message"), [("[1, 2]", "names of options"), ("{a: [", "be read: ")])
 def test_bad_option_files(tmp_path, capsys, content, message):
     (tmp_path / "evaluation.yaml").write_text(content)

@@ -89,13 +89,6 @@ def test_a_missing_base_file(tmp_path):
         read_options(tmp_path / "options.yaml")
 
 
-def test_file_in_the_home_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    (tmp_path / "options.yaml").write_text("flip: true\n")
-    assert read_options("~/options.yaml") == {"flip": True}
-
-
 def test_merge_options():
     options = {"a": 1, "b": {"c": {"d": 1, "e": 2}, "f": [1, 2]}, "g": {"h": 1}, "i": 1}
     overrides = {"a": 3, "b": {"c": {"e": 4}, "f": [5]}, "g": None, "i": {"j": 1}, "k": {"l": 1}}

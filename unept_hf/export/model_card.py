@@ -14,7 +14,14 @@ from ..data.class_lists import available_class_lists
 from ..model.configuration_unept import UneptConfig
 
 
-__all__ = ["dataset_title", "default_model_card", "describe_backbone", "is_private", "picture_line", "with_metadata"]
+__all__ = [
+    "dataset_title",
+    "default_model_card",
+    "describe_backbone",
+    "is_private",
+    "picture_line",
+    "with_metadata",
+]
 
 # Metrics that a card shows, if the evaluation has them.
 METRICS = {
@@ -78,13 +85,7 @@ def dataset_title(name: str) -> str:
 
 
 def describe_backbone(config: UneptConfig, started_from: str | None = None) -> str:
-    """
-    The backbone of a model, for its card.
-
-    Args:
-        config: The configuration of the model.
-        started_from: Its weights before the training, such as "random weights"; `None` if they are not known.
-    """
+    """The backbone of a model, for its card, and its weights before the training, such as "random weights"."""
     backbone: Any = config.backbone_config
     if backbone.model_type == "timm_backbone":
         is_local = _looks_like_path(backbone.backbone)

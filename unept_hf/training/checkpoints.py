@@ -187,8 +187,9 @@ def read_checkpoint(checkpoint: str | os.PathLike) -> dict[str, Any]:
     """
     checkpoint = Path(checkpoint)
     file = checkpoint / _CHECKPOINT_FILE
+    siblings = (path for path in list_checkpoints(checkpoint.parent) if path != checkpoint)
+    others = [path.name for path in siblings if (path / _CHECKPOINT_FILE).is_file()]
     if not file.is_file():
-        others = [path.name for path in list_checkpoints(checkpoint.parent) if (path / _CHECKPOINT_FILE).is_file()]
         remedy = f"Resume from {others[-1]} beside it" if others else "Name a folder checkpoint-<step> that it wrote"
         raise FileNotFoundError(
             f"{checkpoint} is not a checkpoint of this trainer: it has no {_CHECKPOINT_FILE}. {remedy}."
@@ -208,7 +209,6 @@ def read_checkpoint(checkpoint: str | os.PathLike) -> dict[str, Any]:
         elif _sha256(path) != sha256:
             problems.append(f"{name} has other bytes than were written")
     if problems:
-        others = [path.name for path in list_checkpoints(checkpoint.parent) if path != checkpoint]
         remedy = f"resume from {others[-1]}" if others else "there is no other one: start again"
         raise ValueError(f"The checkpoint {checkpoint} is damaged; remove it and {remedy} ({'; '.join(problems)})")
     return content
