@@ -506,10 +506,8 @@ class SegmentationTrainer:
 
     def _export_model(self, directory: Path) -> None:
         """Writes a folder that loads anywhere, with a model card."""
-        state_dict = None
-        if self.average is None:
-            # Gathers the weights that FSDP and DeepSpeed have spread.
-            state_dict = self.accelerator.get_state_dict(self.model)
+        # Gathers the weights that FSDP and DeepSpeed have spread.
+        state_dict = None if self.average is not None else self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
             picture = self._picture(self.evaluated_step)  # shows images of the data set
             has_picture = self.run_args.hub_prediction_pictures and picture.is_file()
