@@ -69,8 +69,8 @@ _exporting = threading.RLock()
 @contextlib.contextmanager
 def _export() -> Iterator[None]:
     """One export at a time, because PyTorch's exporters share state, and without their remarks on their workings."""
-    threshold = logging.root.manager.disable
     with _exporting, warnings.catch_warnings():
+        threshold = logging.root.manager.disable
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
