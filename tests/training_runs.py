@@ -19,7 +19,7 @@ from unept_hf.synthetic.scenes import synthetic_scene
 from unept_hf.training.run import command, main
 
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 TINY_MODEL = {
     "hidden_size": 32,
