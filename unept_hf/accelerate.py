@@ -5,9 +5,10 @@ import importlib
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import transformers.models
 from torch import Tensor
@@ -18,29 +19,28 @@ from .model.deformable_attention import multi_scale_deformable_attention
 __all__ = ["accelerate_transformers"]
 
 
-class _SharedContext:
-    """
-    A state of the whole process that several threads need at once: the first user enters it, the last leaves it.
+class _Acceleration:
+    """Operators that are replaced for the whole process, by the first of its users until the last one leaves."""
 
-    Args:
-        make: returns the context manager that enters and leaves the state.
-    """
-
-    def __init__(self, make: Callable[[], AbstractContextManager]):
-        self._make, self._users, self._lock = make, 0, threading.Lock()
+    def __init__(self):
+        self._undo, self._users, self._lock = ExitStack(), 0, threading.Lock()
 
     def __enter__(self) -> None:
         with self._lock:
             if self._users == 0:
-                self._context = self._make()
-                self._context.__enter__()
+                for owner, name, function in _replacements():
+                    self._undo.callback(setattr, owner, name, getattr(owner, name))
+                    setattr(owner, name, function)
             self._users += 1
 
     def __exit__(self, *error) -> None:
         with self._lock:
             self._users -= 1
             if self._users == 0:
-                self._context.__exit__(None, None, None)
+                self._undo.close()
+
+
+_acceleration = _Acceleration()
 
 
 def accelerate_transformers() -> ExitStack:
@@ -68,27 +68,18 @@ def accelerate_transformers() -> ExitStack:
     return undo
 
 
-@contextmanager
-def _replaced_operators() -> Iterator[None]:
-    with ExitStack() as undo:
-
-        def replace(owner, name, function):
-            undo.callback(setattr, owner, name, getattr(owner, name))
-            setattr(owner, name, function)
-
-        for module in _deformable_modules():
-            if hasattr(module, "MultiScaleDeformableAttention"):
-                replace(module.MultiScaleDeformableAttention, "forward", _module_forward)
-            if hasattr(module, "multi_scale_deformable_attention"):
-                replace(module, "multi_scale_deformable_attention", _function_forward)
-            if hasattr(module, "multi_scale_deformable_attention_v2"):
-                original = module.multi_scale_deformable_attention_v2
-                replace(module, "multi_scale_deformable_attention_v2", _function_v2_forward(original))
-        yield
-
-
-_acceleration = _SharedContext(_replaced_operators)
 _DEFINITION = re.compile(r"^class MultiScaleDeformableAttention\(|^def multi_scale_deformable_attention", re.M)
+
+
+def _replacements() -> Iterator[tuple[Any, str, Callable]]:
+    for module in _deformable_modules():
+        if hasattr(module, "MultiScaleDeformableAttention"):
+            yield module.MultiScaleDeformableAttention, "forward", _module_forward
+        if hasattr(module, "multi_scale_deformable_attention"):
+            yield module, "multi_scale_deformable_attention", _function_forward
+        if hasattr(module, "multi_scale_deformable_attention_v2"):
+            original = module.multi_scale_deformable_attention_v2
+            yield module, "multi_scale_deformable_attention_v2", _function_v2_forward(original)
 
 
 def _deformable_modules() -> Iterator[ModuleType]:

@@ -9,22 +9,37 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-__all__ = ["atomic_directory", "atomic_file", "remove_leftovers"]
+__all__ = ["atomic_directory", "atomic_file", "make_directory", "remove_leftovers"]
 
 
 def _prefix(path: Path) -> str:
     return f".{path.name[:40]}."  # file systems limit names to 255 bytes
 
 
+def make_directory(directory: str | os.PathLike) -> Path:
+    """
+    Makes a directory for results, and its parents, where they are missing.
+
+    Raises:
+        FileExistsError: if it or a parent is a file.
+    """
+    directory = Path(directory).expanduser()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next(path for path in (directory, *directory.parents) if path.exists())
+        raise FileExistsError(
+            f"{directory} cannot be a directory, because {file} is a file; name another directory."
+        ) from error
+    return directory
+
+
 @contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     """
     A path in a temporary directory beside `path`, which takes its place at the end of the block. After an error, or in
-    a killed process, the old file stays. Other files that the block writes beside the new one move with it.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            The file to write. Missing parent directories are created.
+    a killed process, the old file stays. Other files that the block writes beside the new one move with it. Missing
+    parent directories are created.
 
     Raises:
         FileExistsError: if `path` is a directory.
@@ -46,13 +61,11 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
 def atomic_directory(directory: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
     """
     A new directory beside `directory`, which takes its place at the end of the block. After an error, or in a killed
-    process, the old directory stays.
+    process, the old directory stays. Missing parent directories are created.
 
     Args:
-        directory (`str` or `os.PathLike`):
-            The directory to write. Missing parent directories are created.
-        overwrite (`bool`, *optional*, defaults to `False`):
-            Whether to replace a model directory with all its files.
+        directory: the directory to write.
+        overwrite: whether to replace a model directory with all its files.
 
     Raises:
         FileExistsError: if `directory` is a file or the current directory; if it is not empty (without `overwrite`);

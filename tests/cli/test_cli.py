@@ -393,7 +393,19 @@ def test_a_directory_that_cannot_be_written(folder, photos, capsys):
     Path("file").touch()
     assert main(["segment", folder, "photos", "--output_dir", "file"]) == 1
     error = capsys.readouterr().err
-    assert "File exists: 'file'" in error and error.count("\n") == 1, "once, not for each image"
+    assert "file cannot be a directory, because file is a file" in error and error.count("\n") == 1, (
+        "once, not for each image"
+    )
+
+
+def test_results_that_cannot_be_written(folder, tmp_path, monkeypatch, capsys):
+    """Said before the evaluation."""
+    monkeypatch.setattr("unept_hf.evaluation.report.evaluate_model", None)
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    arguments = ["--model_name_or_path", folder, "--dataset_name", "synthetic", "--num_synthetic_scenes", "1"]
+    assert main(["evaluate", *arguments, "--device", "cpu", "--output_dir", "file/results"]) == 1
+    assert "file/results cannot be a directory, because file is a file" in capsys.readouterr().err
 
 
 def test_weights_that_are_missing(folder, photos, capsys):
@@ -456,18 +468,6 @@ def test_evaluate(model, processor, folder, tmp_path, monkeypatch, capsys):
         main(["evaluate", *typed, "--eval_fraction", "2"])
     assert exit.value.code == 2
     assert "eval_fraction must lie in [0, 1) and cannot split a stream, got 2.0" in capsys.readouterr().err
-
-
-def test_evaluate_with_options_after_the_file(tmp_path, monkeypatch):
-    parsed = []
-    monkeypatch.setattr(cli.evaluate, "run", lambda arguments: parsed.append(arguments) or 0)
-    file = tmp_path / "evaluation.json"
-    given = {"model_name_or_path": "m", "dataset_name": "synthetic", "refine_boundaries": True, "batch_size": 2}
-    file.write_text(json.dumps(given, indent="\t"))
-    assert main(["evaluate", str(file), "--batch_size", "3"]) == 0
-    assert parsed[0].refine_boundaries == "yes" and parsed[0].batch_size == 3
-    with pytest.raises(SystemExit):
-        main(["evaluate", str(file), "--mode", "half"])
 
 
 @pytest.mark.parametrize(("content", "message"), [("[1, 2]", "names of options"), ("{a: [", "be read: ")])

@@ -63,6 +63,18 @@ def test_options_of_base_files(tmp_path):
     assert read_options(file) == {"seed": 2, "scales": [3], "flip": None, "config": {"a": {"b": 1, "c": 3}}}
 
 
+@pytest.mark.parametrize("file_has_text", [True, False])
+def test_json_text_is_merged_with_a_mapping(file_has_text, tmp_path):
+    """`config_overrides` may be written as for a command line, in the file or in its base."""
+    text, mapping = '{"a": 2, "b": {"c": 3}}', {"a": 1, "b": {"d": 4}}
+    values = (text, mapping) if file_has_text else (mapping, text)
+    for name, value, base in (("options", values[0], "other.yaml"), ("other", values[1], None)):
+        options = {"base": base} if base else {"image_dir": "{split}"}
+        (tmp_path / f"{name}.yaml").write_text(json.dumps({**options, "config_overrides": value}))
+    merged = {"a": 2 if file_has_text else 1, "b": {"c": 3, "d": 4}}
+    assert read_options(tmp_path / "options.yaml") == {"image_dir": "{split}", "config_overrides": merged}
+
+
 @pytest.mark.parametrize("base", ["options.yaml", "other.yaml"])
 def test_base_files_in_a_circle(base, tmp_path):
     (tmp_path / "options.yaml").write_text(f"base: {base}\nseed: 1\n")
@@ -75,13 +87,6 @@ def test_a_missing_base_file(tmp_path):
     (tmp_path / "options.yaml").write_text("base: nowhere.yaml\n")
     with pytest.raises(ValueError, match=r"nowhere\.yaml cannot be read"):
         read_options(tmp_path / "options.yaml")
-
-
-def test_file_in_the_home_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    (tmp_path / "options.yaml").write_text("flip: true\n")
-    assert read_options("~/options.yaml") == {"flip": True}
 
 
 def test_merge_options():

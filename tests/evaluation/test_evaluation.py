@@ -411,19 +411,3 @@ def test_a_share_that_a_training_has_held_out(model, processor, data, tmp_path):
     for wrong, message in (({"eval_fraction": 1.0}, "got 1.0"), ({"streaming": True}, "cannot split a stream")):
         with pytest.raises(ValueError, match=message):
             EvaluationDataArguments(**{**source, "eval_fraction": 0.4, **wrong})
-
-
-def test_command_line(folders, tmp_path):
-    arguments = [
-        *("--model_name_or_path", folders / "model", "--dataset_name", "synthetic", "--max_images", "1"),
-        *("--num_synthetic_scenes", "2", "--synthetic_scene_size", "96"),
-        *("--mode", "slide", "--crop_size", "64", "--stride", "32", "--scales", "0.5", "1.0", "--flip"),
-        *("--do_resize", "False", "--no_boundary_metrics", "--output_dir", tmp_path / "results"),
-    ]
-    try:
-        main(["evaluate", *map(str, arguments)])
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
-    saved = json.loads((tmp_path / "results" / "results.json").read_text())
-    assert saved["settings"]["scales"] == [0.5, 1.0] and saved["settings"]["do_resize"] is False
-    assert "trimap_mean_iou" not in saved and saved["num_images"] == 1

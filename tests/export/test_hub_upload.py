@@ -514,10 +514,3 @@ def test_license(hub, model, processor, tmp_path):
         folder = save_for_hub(model, processor, tmp_path / expected, model_card=card, license=license)
         written = ModelCard.load(folder / "README.md")
         assert written.data.license == expected and "Mine." in written.text
-
-
-def test_command_gives_no_license(model, processor, tmp_path):
-    save_for_hub(model, processor, tmp_path / "model")
-    assert cli.main(["export", str(tmp_path / "model"), str(tmp_path / "again"), "--device", "cpu"]) == 0
-    text = (tmp_path / "again" / "README.md").read_text()
-    assert "license:" not in text and "timm `test_resnet`" in text

@@ -12,7 +12,7 @@ from transformers.utils import logging
 from ..arguments import read_options, words_of_options
 from ..version import __version__
 from . import benchmark, env, evaluate, export, segment, train
-from .command_line import message_of
+from .command_line import add_command, message_of
 
 
 __all__ = ["main"]
@@ -30,7 +30,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=HfArgumentParser)
     for command in COMMANDS:
-        command.add_parser(commands)
+        if command is train:  # which has a parser of its own
+            commands.add_parser("train", add_help=False, help="training of a model on a data set")
+        else:
+            add_command(commands, command)
     return parser
 
 

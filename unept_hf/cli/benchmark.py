@@ -10,12 +10,14 @@ import torch
 from tqdm.auto import tqdm
 
 from ..arguments import HubArguments
-from .command_line import add_command, choose_device, load_model, positive_integer
+from .command_line import DeviceArguments, choose_device, load_model, positive_integer
 from .env import attention_backends, chosen_backend, devices
 
 
-__all__ = ["EXAMPLES", "add_parser", "run"]
+__all__ = ["EXAMPLES", "add_arguments", "run"]
 
+USAGE = "model"
+OPTIONS = (DeviceArguments, HubArguments)
 EXAMPLES = """\
 examples:
   unept-hf benchmark my-model
@@ -24,17 +26,8 @@ examples:
 A preset's name stands for that model with random weights."""
 
 
-def add_parser(commands) -> None:
-    """Adds the command and its options."""
-    add = add_command(
-        commands,
-        "benchmark",
-        run,
-        usage="model",
-        description="latency and memory of a model on this machine",
-        examples=EXAMPLES,
-        dataclass_types=HubArguments,
-    ).add_argument
+def add_arguments(add) -> None:
+    """Adds the arguments of the command."""
     add("model", help="Directory or Hub name of the model, or a preset for random weights.")
     add("--sizes", nargs="+", type=_size, help="Such as 480, or 480x640 for height and width; by default 480.")
     add("--batch_size", type=positive_integer, default=1, help="Images at once.")

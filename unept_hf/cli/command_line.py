@@ -3,22 +3,21 @@
 
 import argparse
 import contextlib
-import re
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import HfArgumentParser
 
-from ..arguments import HubArguments
+from ..arguments import HubArguments, check_model_name, option
 from ..inference.loading import load_model_and_processor
 from ..model.configuration_unept import PRESETS
 
 
 __all__ = [
+    "DeviceArguments",
     "add_command",
     "choose_device",
     "load_model",
@@ -36,32 +35,33 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
-def add_command(
-    commands,
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    *,
-    usage: str,
-    description: str,
-    examples: str,
-    dataclass_types: Any = (),
-    has_device: bool = True,
-) -> HfArgumentParser:
-    """The parser of a new command, which sets `run` to the function that runs it."""
+@dataclass
+class DeviceArguments:
+    """Where a model runs."""
+
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
+
+
+def add_command(commands, module: Any) -> None:
+    """
+    Adds the command that a module describes: by its docstring, `USAGE`, `EXAMPLES`, `OPTIONS` (dataclasses), `run`
+    and, for arguments beside the options, `add_arguments`.
+    """
+    name = module.__name__.rpartition(".")[2]
+    description = module.__doc__.partition(": ")[2]
     parser = commands.add_parser(
         name,
-        usage=f"%(prog)s {usage} [options]".replace("  ", " "),
-        help=description,
-        description=f"{description[0].upper()}{description[1:]}.",
-        epilog=examples,
+        usage=f"%(prog)s {module.USAGE} [options]".replace("  ", " "),
+        help=description.rstrip("."),
+        description=f"{description[0].upper()}{description[1:]}",
+        epilog=module.EXAMPLES,
         formatter_class=_HelpFormatter,
-        dataclass_types=dataclass_types,
+        dataclass_types=module.OPTIONS,
     )
-    parser.set_defaults(run=run)
-    if has_device:
-        parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps.")
+    parser.set_defaults(run=module.run)
+    if hasattr(module, "add_arguments"):
+        module.add_arguments(parser.add_argument)
     parser.add_argument("--traceback", action="store_true", help="Show the traceback of errors.")
-    return parser
 
 
 def options_from(dataclass, arguments: argparse.Namespace):
@@ -102,16 +102,12 @@ def choose_device(name: str) -> torch.device:
 
 def load_model(name: str, arguments: argparse.Namespace, allow_preset: bool = False) -> tuple[Any, Any]:
     """A model in evaluation mode and its image processor, from a directory, the Hub, or a preset's name."""
-    path = Path(name).expanduser()
-    if allow_preset and name in PRESETS and not path.exists():
+    if allow_preset and name in PRESETS and not Path(name).exists():
         from .. import UneptForSemanticSegmentation, UneptImageProcessor
 
         model = UneptForSemanticSegmentation.from_preset(name)
         return model.eval(), UneptImageProcessor(**model.image_processor_options())
-    # Otherwise a slip would be looked up on the Hub.
-    is_hub_name = not path.exists() and re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)
-    if not is_hub_name and not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{name} is not a model directory (with a config.json), nor owner/name on the Hub.")
+    check_model_name(name)
     options = {field.name: getattr(arguments, field.name) for field in fields(HubArguments)}
     return load_model_and_processor(name, **options)
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""`unept-hf env`: what a bug report should say of versions, devices and attention backends."""
+"""`unept-hf env`: versions, devices and attention backends, for bug reports."""
 
 import argparse
 import contextlib
@@ -15,20 +15,12 @@ import torch
 
 from ..model import deformable_attention as attention
 from ..version import __version__
-from .command_line import add_command
 
 
-__all__ = [
-    "EXAMPLES",
-    "add_parser",
-    "attention_backends",
-    "chosen_backend",
-    "cpu_name",
-    "devices",
-    "environment",
-    "run",
-]
+__all__ = ["EXAMPLES", "add_arguments", "attention_backends", "chosen_backend", "cpu_name", "devices", "run"]
 
+USAGE = ""
+OPTIONS = ()
 EXAMPLES = """\
 examples:
   unept-hf env
@@ -43,23 +35,14 @@ BACKENDS = ("cpu", "triton", "torch")
 VARIABLES = ("UNEPT_", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "ATEN_CPU_CAPABILITY", "TRITON_INTERPRET", "CUDA_VISIBLE")
 
 
-def add_parser(commands) -> None:
-    """Adds the command and its options."""
-    parser = add_command(
-        commands,
-        "env",
-        run,
-        usage="",
-        description="versions, devices and kernels, for bug reports",
-        examples=EXAMPLES,
-        has_device=False,
-    )
-    parser.add_argument("--json", action="store_true", help="Print JSON.")
+def add_arguments(add) -> None:
+    """Adds the arguments of the command."""
+    add("--json", action="store_true", help="Print JSON.")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints what a bug report should say."""
-    report = environment()
+    report = _environment()
     if arguments.json:
         print(json.dumps(report, indent=1))
         return 0
@@ -124,7 +107,7 @@ def devices() -> dict[str, str]:
     return found
 
 
-def environment() -> dict[str, dict[str, str]]:
+def _environment() -> dict[str, dict[str, str]]:
     """What a bug report should say: versions, devices, attention backends and environment variables."""
     versions = {"unept-hf": __version__, "python": sys.version.split()[0], "platform": platform.platform()}
     for name in PACKAGES:

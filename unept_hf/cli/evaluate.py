@@ -6,30 +6,19 @@ import sys
 
 from ..arguments import ModelArguments
 from ..evaluation.arguments import EvaluationArguments, EvaluationDataArguments
-from .command_line import add_command, choose_device, load_model, options_from, usage_errors
+from .command_line import DeviceArguments, choose_device, load_model, options_from, usage_errors
 
 
-__all__ = ["EXAMPLES", "add_parser", "run"]
+__all__ = ["EXAMPLES", "OPTIONS", "run"]
 
+USAGE = "--model_name_or_path MODEL --dataset_name DATASET"
+OPTIONS = (DeviceArguments, ModelArguments, EvaluationDataArguments, EvaluationArguments)
 EXAMPLES = """\
 examples:
   unept-hf evaluate --model_name_or_path my-model --dataset_name ade20k --data_dir ADEChallengeData2016
   unept-hf evaluate --model_name_or_path my-model --dataset_name synthetic --refine_boundaries both
   unept-hf evaluate evaluation.yaml                            (the same options from a file; more may follow)
   accelerate launch -m unept_hf.cli evaluate evaluation.yaml   (on several GPUs)"""
-
-
-def add_parser(commands) -> None:
-    """Adds the command and its options."""
-    add_command(
-        commands,
-        "evaluate",
-        run,
-        usage="--model_name_or_path MODEL --dataset_name DATASET",
-        description="metrics of a model on a data set",
-        examples=EXAMPLES,
-        dataclass_types=(ModelArguments, EvaluationDataArguments, EvaluationArguments),
-    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import HubArguments, read_options
-from .command_line import add_command, choose_device, load_model, positive_integer
+from .command_line import DeviceArguments, choose_device, load_model, positive_integer
 
 
-__all__ = ["EXAMPLES", "add_parser", "run"]
+__all__ = ["EXAMPLES", "add_arguments", "run"]
 
+USAGE = "model output"
+OPTIONS = (DeviceArguments, HubArguments)
 EXAMPLES = """\
 examples:
   unept-hf export my-model my-model.onnx
@@ -25,17 +27,8 @@ examples:
 HUB_PREFIX = "hf://"
 
 
-def add_parser(commands) -> None:
-    """Adds the command and its options."""
-    add = add_command(
-        commands,
-        "export",
-        run,
-        usage="model output",
-        description="a model for other programs",
-        examples=EXAMPLES,
-        dataclass_types=HubArguments,
-    ).add_argument
+def add_arguments(add) -> None:
+    """Adds the arguments of the command."""
     add("model", help="Directory or Hub name of the model, or a preset for random weights.")
     add("output", help="File ending in .onnx or .pt2, a directory for the Hub, or hf://owner/name to upload.")
     add("--format", choices=["onnx", "torch", "aot", "hub"], help="What to write, if OUTPUT does not tell.")

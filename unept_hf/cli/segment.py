@@ -11,7 +11,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -20,14 +20,16 @@ import numpy as np
 import PIL.Image
 from tqdm.auto import tqdm
 
-from ..arguments import HubArguments
-from ..files import atomic_file
+from ..arguments import HubArguments, option
+from ..data.class_lists import load_class_list
+from ..files import atomic_file, make_directory
 from ..inference.options import PredictionOptions
-from .command_line import add_command, choose_device, load_model, message_of, options_from, usage_errors
+from .command_line import DeviceArguments, choose_device, load_model, message_of, options_from, usage_errors
 
 
-__all__ = ["EXAMPLES", "SegmentationArguments", "add_parser", "files_below", "find_images", "run"]
+__all__ = ["EXAMPLES", "SegmentationArguments", "add_arguments", "files_below", "find_images", "run"]
 
+USAGE = "model images [images ...]"
 EXAMPLES = """\
 examples:
   unept-hf segment my-model photo.jpg
@@ -54,45 +56,36 @@ SUFFIXES = {
 class SegmentationArguments(PredictionOptions):
     """How to predict, and what to write of each image."""
 
-    output_dir: str = field(default="segmented", metadata={"help": "Directory for the results."})
-    save: list[str] = field(
-        default_factory=lambda: ["label_maps", "overlays", "areas"],
-        metadata={
-            "help": "What to write, each into a directory of that name: label maps (PNG, one class number for each "
-            "pixel), pictures of the classes over the image, areas of the classes (JSON), pictures of the "
-            "boundaries, pictures of the changes by the refinement, label maps (PNG) with the label ids that the test "
-            "server of Cityscapes expects.",
-            "choices": list(SUFFIXES),
-        },
+    output_dir: str = option("segmented", "Directory for the results.")
+    save: list[str] = option(
+        ["label_maps", "overlays", "areas"],
+        "What to write, each into a directory of that name: label maps (PNG, one class number for each pixel), "
+        "pictures of the classes over the image, areas of the classes (JSON), pictures of the boundaries, pictures of "
+        "the changes by the refinement, label maps (PNG) with the label ids that the test server of Cityscapes "
+        "expects.",
+        choices=list(SUFFIXES),
     )
-    existing: str = field(
-        default="error",
-        metadata={
-            "help": "What to do about existing results: stop before any work, skip the images that have all of "
-            "theirs, or overwrite them.",
-            "choices": ["error", "skip", "overwrite"],
-        },
+    existing: str = option(
+        "error",
+        "What to do about existing results: stop before any work, skip the images that have all of theirs, or "
+        "overwrite them.",
+        choices=["error", "skip", "overwrite"],
     )
-    refine_with: str | None = field(
-        default=None,
-        metadata={
-            "help": "Directory or Hub name of a UN-EPT, whose boundary heads refine the label maps of the model; the "
-            "model may be any for semantic segmentation."
-        },
+    refine_with: str | None = option(
+        None,
+        "Directory or Hub name of a UN-EPT, whose boundary heads refine the label maps of the model; the model may be "
+        "any for semantic segmentation.",
     )
-    label_maps: str | None = field(
-        default=None,
-        metadata={
-            "help": "Directory of label maps of any other program, which the model refines instead of predicting its "
-            "own. Named as the results: NAME.png for NAME.jpg."
-        },
+    label_maps: str | None = option(
+        None,
+        "Directory of label maps of any other program, which the model refines instead of predicting its own. Named "
+        "as the results: NAME.png for NAME.jpg.",
     )
-    class_list: str | None = field(
-        default=None,
-        metadata={"help": "Name or JSON file of the classes, for their colors; by default colorblind-safe ones."},
+    class_list: str | None = option(
+        None, "Name or JSON file of the classes, for their colors; by default colorblind-safe ones."
     )
-    opacity: float = field(default=0.6, metadata={"help": "Opacity of the colors in overlays, 0 to 1."})
-    picture_size: int = field(default=1024, metadata={"help": "Longer side of the pictures in pixels."})
+    opacity: float = option(0.6, "Opacity of the colors in overlays, 0 to 1.")
+    picture_size: int = option(1024, "Longer side of the pictures in pixels.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -105,19 +98,13 @@ class SegmentationArguments(PredictionOptions):
             raise ValueError("--refine_with and --label_maps are two ways to refine other label maps; pass one.")
 
 
-def add_parser(commands) -> None:
-    """Adds the command and its options."""
-    parser = add_command(
-        commands,
-        "segment",
-        run,
-        usage="model images [images ...]",
-        description="label maps and pictures of images",
-        examples=EXAMPLES,
-        dataclass_types=(HubArguments, SegmentationArguments),
-    )
-    parser.add_argument("model", help="Directory or Hub name of the model and its image processor.")
-    parser.add_argument("images", nargs="+", help="Files, directories, globs (in quotes) or addresses of images.")
+OPTIONS = (DeviceArguments, HubArguments, SegmentationArguments)
+
+
+def add_arguments(add) -> None:
+    """Adds the arguments of the command."""
+    add("model", help="Directory or Hub name of the model and its image processor.")
+    add("images", nargs="+", help="Files, directories, globs (in quotes) or addresses of images.")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -145,12 +132,10 @@ def run(arguments: argparse.Namespace) -> int:
             f"{existing[0]} exists already, as do {len(existing) - 1} other results; pass --existing skip or "
             "--existing overwrite, or change --output_dir."
         )
-    skipped = 0
+    skipped = set()
     if options.existing == "skip":
-        done = [name for name, files in tasks.items() if all(file.exists() for file in files.values())]
-        skipped = len(done)
-        for name in done:
-            del tasks[name]
+        skipped = {name for name, files in tasks.items() if all(file.exists() for file in files.values())}
+    tasks = {name: files for name, files in tasks.items() if name not in skipped}
 
     def report(name, reason):
         tqdm.write(f"unept-hf segment: {name}: {reason}", file=sys.stderr)
@@ -163,8 +148,6 @@ def run(arguments: argparse.Namespace) -> int:
 
         classes, device = None, choose_device(arguments.device)
         if options.class_list is not None:
-            from ..data.class_lists import load_class_list
-
             classes = load_class_list(options.class_list)
         segmenter = refiner = load_model(arguments.model, arguments)
         if options.refine_with is not None:
@@ -191,8 +174,7 @@ def run(arguments: argparse.Namespace) -> int:
                 )
             _cityscapes_label_ids(id2label)  # other classes are one error, not one of each image
         palette = None if classes is None else classes.palette
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output_dir):
+        with tempfile.TemporaryFile(dir=make_directory(output_dir)):
             pass  # a directory that cannot be written is an error of its own, not of each image
         for name, files in tqdm(tasks.items(), desc="Segmenting", unit="image", disable=None):
             try:
@@ -203,15 +185,13 @@ def run(arguments: argparse.Namespace) -> int:
                 report(name, traceback.format_exc() if arguments.traceback else message_of(error))
     succeeded = len(tasks) + len(problems) - failures
     counts = [f"{succeeded} segmented"]
-    counts += [f"{count} {what}" for count, what in ((failures, "failed"), (skipped, "skipped")) if count]
+    counts += [f"{count} {what}" for count, what in ((failures, "failed"), (len(skipped), "skipped")) if count]
     print(f"{', '.join(counts)} in {time.perf_counter() - start:.1f} s: {output_dir}")
     return 1 if failures else 0
 
 
 def _cityscapes_label_ids(id2label: dict[int, str]) -> np.ndarray:
     """The label id of each class of a model, uint8 `(classes,)`: cityscapesScripts, helpers/labels.py."""
-    from ..data.class_lists import load_class_list
-
     classes = load_class_list("cityscapes")
     if unknown := [name for name in id2label.values() if name not in classes.label2id]:
         raise ValueError(
@@ -254,9 +234,9 @@ def _segment_one(
     )
     refined = plain.refined(**options.refinement) if is_refined else plain
     label_map = (refined if refine_boundaries else plain).label_map
-    max_size, largest = options.picture_size, segmenter[0].config.num_labels - 1
-    if label_map_file is not None:
-        largest = int(label_map.max())
+    largest = segmenter[0].config.num_labels - 1 if label_map_file is None else int(label_map.max())
+    shown = {"max_size": options.picture_size}
+    colors = {"id2label": id2label, "palette": palette, **shown}
     for kind, file in files.items():
         with atomic_file(file) as part:
             if kind == "label_maps":
@@ -270,18 +250,12 @@ def _segment_one(
                 data = {"image": name, "height": height, "width": width, "classes": areas}
                 part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
             elif kind == "overlays":
-                figures.draw_overlay(image, label_map, id2label, palette, options.opacity, max_size=max_size).savefig(
-                    part
-                )
+                figures.draw_overlay(image, label_map, opacity=options.opacity, **colors).savefig(part)
             elif kind == "boundaries":
-                probability, directions = plain.boundary_probability, plain.direction_map
-                figures.draw_boundaries(
-                    image, probability, directions, options.boundary_threshold, max_size=max_size
-                ).savefig(part)
+                seen = (plain.boundary_probability, plain.direction_map, options.boundary_threshold)
+                figures.draw_boundaries(image, *seen, **shown).savefig(part)
             else:
-                figures.draw_refinement(
-                    image, plain.label_map, refined.label_map, id2label, palette, max_size=max_size
-                ).savefig(part)
+                figures.draw_refinement(image, plain.label_map, refined.label_map, **colors).savefig(part)
 
 
 def _open(name: str) -> PIL.Image.Image:

@@ -4,17 +4,12 @@
 from collections.abc import Sequence
 
 
-__all__ = ["EXAMPLES", "add_parser", "run"]
+__all__ = ["EXAMPLES", "run"]
 
 EXAMPLES = """\
 examples:
   unept-hf train examples/configs/synthetic_harbour.yaml --output_dir runs/harbour
   accelerate launch -m unept_hf.cli train examples/configs/ade20k_deit_160k.yaml --data_dir ADEChallengeData2016"""
-
-
-def add_parser(commands) -> None:
-    """Lists the command in `unept-hf --help`. The training has a parser of its own."""
-    commands.add_parser("train", add_help=False, help="train a model on a data set")
 
 
 def run(args: Sequence[str]) -> int:

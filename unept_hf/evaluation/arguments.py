@@ -1,8 +1,9 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """The options of an evaluation."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from ..arguments import option
 from ..data.arguments import DatasetArguments
 from ..inference.options import PredictionOptions
 
@@ -14,15 +15,12 @@ __all__ = ["EvaluationArguments", "EvaluationDataArguments"]
 class EvaluationDataArguments(DatasetArguments):
     """Which data to evaluate on."""
 
-    split: str | None = field(
-        default=None, metadata={"help": "Split of the data set; validation by default, or train with --eval_fraction."}
+    split: str | None = option(None, "Split of the data set; validation by default, or train with --eval_fraction.")
+    eval_fraction: float = option(
+        0.0, "Take the share of the split that a training with this option and seed has left out."
     )
-    eval_fraction: float = field(
-        default=0.0,
-        metadata={"help": "Take the share of the split that a training with this option and seed has left out."},
-    )
-    seed: int = field(default=0, metadata={"help": "With --eval_fraction: the seed of the training."})
-    max_images: int | None = field(default=None, metadata={"help": "Number of images to take; all by default."})
+    seed: int = option(0, "With --eval_fraction: the seed of the training.")
+    max_images: int | None = option(None, "Number of images to take; all by default.")
 
     def __post_init__(self):
         if not 0 <= self.eval_fraction < 1 or (self.eval_fraction and self.streaming):
@@ -38,13 +36,10 @@ class EvaluationDataArguments(DatasetArguments):
 class EvaluationArguments(PredictionOptions):
     """How to predict, and what to write."""
 
-    output_dir: str = field(default="outputs/evaluation", metadata={"help": "Folder for the results."})
+    output_dir: str = option("outputs/evaluation", "Folder for the results.")
     # What a command line can say; `evaluate_and_report` translates it.
-    refine_boundaries: str = field(  # type: ignore[assignment]
-        default="no",
-        metadata={"help": "Without boundary refinement, with it, or both.", "choices": ["no", "yes", "both"]},
+    refine_boundaries: str = option(  # type: ignore[assignment]
+        "no", "Without boundary refinement, with it, or both.", choices=["no", "yes", "both"]
     )
-    boundary_metrics: bool = field(
-        default=True, metadata={"help": "Whether to compute boundary F1 and the trimap curve."}
-    )
-    num_samples: int = field(default=4, metadata={"help": "How many predictions the picture shows."})
+    boundary_metrics: bool = option(True, "Whether to compute boundary F1 and the trimap curve.")
+    num_samples: int = option(4, "How many predictions the picture shows.")

@@ -3,6 +3,7 @@
 
 import itertools
 import math
+import operator
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 import PIL.Image
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.utils import gather_object
 from datasets.distributed import split_dataset_by_node
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -40,45 +42,27 @@ logger = logging.get_logger(__name__)
 # Metrics are computed beside the model, in threads, with this many images waiting at most.
 METRIC_THREADS = 4
 WAITING_IMAGES = 16
-# Options that the results repeat.
-SETTINGS = (
-    "mode",
-    "scales",
-    "flip",
-    "boundary_threshold",
-    "boundary_steps",
-    "boundary_direction_threshold",
-    "boundary_inside_only",
-    "batch_size",
-    "do_resize",
-    "autocast",
-)
 SAMPLE_PIXELS = 480  # longer side of the pictures in a report
 
 
 @dataclass
 class MetricCounts:
     """
-    What the metrics are computed from. Counts of images, or of parts of a data set, are added up.
+    What the metrics are computed from. Counts of images, or of parts of a data set, are added up; 0 stands for zeros.
 
     Args:
         confusion: `(num_labels, num_labels)`, pixels by reference (rows) and prediction.
         trimap: `(widths, num_labels, num_labels)`, the same near a boundary of the reference.
         f_scores: `(tolerances, num_labels)`, sums of boundary F-scores over images.
         f_counts: `(tolerances, num_labels)`, number of F-scores in each sum.
-        images: `(1,)`, number of images.
+        images: number of images.
     """
 
-    confusion: np.ndarray
-    trimap: np.ndarray
-    f_scores: np.ndarray
-    f_counts: np.ndarray
-    images: np.ndarray
-
-    @classmethod
-    def zeros(cls, num_labels: int, tolerances: Sequence[float], widths: Sequence[float]) -> "MetricCounts":
-        shapes = [(num_labels,) * 2, (len(widths), num_labels, num_labels), *[(len(tolerances), num_labels)] * 2, (1,)]
-        return cls(*(np.zeros(shape) for shape in shapes))
+    confusion: Any = 0
+    trimap: Any = 0
+    f_scores: Any = 0
+    f_counts: Any = 0
+    images: int = 0
 
     @classmethod
     def of_image(
@@ -91,49 +75,29 @@ class MetricCounts:
         widths: Sequence[float],
     ) -> "MetricCounts":
         """Counts of one prediction, `(height, width)` of integers, and its reference."""
-        counts = cls.zeros(num_labels, tolerances, widths)
-        counts.confusion[:] = confusion_matrix(prediction, reference, num_labels, ignore_index)
+        counts = cls(confusion_matrix(prediction, reference, num_labels, ignore_index), images=1)
         if len(widths):
-            counts.trimap[:] = trimap_confusion_matrices(prediction, reference, num_labels, ignore_index, widths)
+            counts.trimap = trimap_confusion_matrices(prediction, reference, num_labels, ignore_index, widths)
         if len(tolerances):
             scores = boundary_f_scores(prediction, reference, num_labels, ignore_index, tolerances)
-            counts.f_scores[:] = np.nan_to_num(scores)
-            counts.f_counts[:] = ~np.isnan(scores)
-        counts.images[:] = 1
+            counts.f_scores, counts.f_counts = np.nan_to_num(scores), (~np.isnan(scores)).astype(int)
         return counts
 
     def __add__(self, other: "MetricCounts") -> "MetricCounts":
-        names = [field.name for field in fields(self)]
-        return MetricCounts(*(getattr(self, name) + getattr(other, name) for name in names))
-
-    def summed(self, accelerator: Accelerator) -> "MetricCounts":
-        """The sum over all processes, in each of them."""
-        parts = [getattr(self, field.name) for field in fields(self)]
-        flat = torch.from_numpy(np.concatenate([part.ravel() for part in parts]))
-        # float64 counts pixels exactly up to 2**53.
-        flat = accelerator.reduce(flat.to(accelerator.device), reduction="sum").cpu().numpy()
-        sizes = np.cumsum([part.size for part in parts])[:-1]
-        return MetricCounts(*(one.reshape(part.shape) for one, part in zip(np.split(flat, sizes), parts)))
+        return MetricCounts(*map(operator.add, vars(self).values(), vars(other).values()))
 
     def metrics(self, class_list: ClassList, tolerances: Sequence[float], widths: Sequence[float]) -> dict:
         """The metrics, as `evaluate_model` returns them."""
-        scores = scores_from_confusion_matrix(self.confusion)
-        scores |= scores_from_sums(self.f_scores, self.f_counts, tolerances)
-        results = {name: value for name, value in scores.items() if not name.startswith("per_category")}
+        results = scores_from_confusion_matrix(self.confusion)
+        if len(tolerances):
+            results |= scores_from_sums(self.f_scores, self.f_counts, tolerances)
         if len(widths):
-            results["trimap_mean_iou"] = {
-                f"{width:g}": scores_from_confusion_matrix(matrix)["mean_iou"]
-                for width, matrix in zip(widths, self.trimap)
-            }
+            scores = [scores_from_confusion_matrix(matrix)["mean_iou"] for matrix in self.trimap]
+            results["trimap_mean_iou"] = {f"{width:g}": score for width, score in zip(widths, scores)}
+        by_class = {name: results.pop(name) for name in list(results) if name.startswith("per_category_")}
         results["per_category"] = {
-            label: {
-                **{
-                    name.removeprefix("per_category_"): float(values[index])
-                    for name, values in scores.items()
-                    if name.startswith("per_category")
-                },
-                "pixels": int(self.confusion[index].sum()),
-            }
+            label: {name.removeprefix("per_category_"): float(values[index]) for name, values in by_class.items()}
+            | {"pixels": int(self.confusion[index].sum())}
             for index, label in class_list.id2label.items()
         }
         return results
@@ -202,16 +166,13 @@ def _decoded_chunks(
 def _warn_of_other_names(id2label: dict[int, str], class_list: ClassList) -> None:
     """Warns when the metrics would carry other names than the classes have in the model."""
     names = [name for _, name in sorted(id2label.items())]
-    if names == [f"LABEL_{index}" for index in range(len(names))]:
-        return
-    for index, name in enumerate(names):
-        if name != class_list.id2label[index]:
-            logger.warning(
-                f"Class {index} is '{name}' in the model but '{class_list.id2label[index]}' in class list "
-                f"'{class_list.name}', whose names the metrics carry: evaluate with the class list that the model was "
-                "trained on."
-            )
-            return
+    other = [index for index, name in enumerate(names) if name != class_list.id2label[index]]
+    if other and names != [f"LABEL_{index}" for index in range(len(names))]:
+        logger.warning(
+            f"Class {other[0]} is '{names[other[0]]}' in the model but '{class_list.id2label[other[0]]}' in class "
+            f"list '{class_list.name}', whose names the metrics carry: evaluate with the class list that the model "
+            "was trained on."
+        )
 
 
 def _warn_of_missing_classes(results: dict, class_list: ClassList) -> None:
@@ -295,7 +256,8 @@ def evaluate_model(
     parallel = accelerator if accelerator is not None and accelerator.num_processes > 1 else None
     rank, world_size = (0, 1) if parallel is None else (parallel.process_index, parallel.num_processes)
     is_main = rank == 0
-    if parallel is not None and not _is_sharded(parallel):
+    is_sharded = parallel is not None and _is_sharded(parallel)
+    if parallel is not None and not is_sharded:
         # DDP would exchange buffers in each forward, of which the processes have different numbers.
         model = parallel.unwrap_model(model)
     config: Any = model.config
@@ -309,22 +271,18 @@ def evaluate_model(
         _warn_of_other_names(config.id2label, class_list)
     tolerances = tuple(boundary_tolerances) if boundary_f1 else ()
     widths = tuple(trimap_widths) if boundary_f1 else ()
-    settings = {
-        "refine_boundaries": refine_boundaries,
-        **{name: getattr(options, name) for name in SETTINGS},
-        "processes": world_size,
-    }
-    if options.mode == "slide":
-        settings.update(crop_size=options.crop_size, stride=options.stride)
+    settings = {one.name: getattr(options, one.name) for one in fields(PredictionOptions)}
+    settings |= {"refine_boundaries": refine_boundaries, "processes": world_size}
+    if options.mode == "whole":
+        del settings["crop_size"], settings["stride"]
     variants = {False: ["plain"], True: ["refined"], "both": ["plain", "refined"]}[refine_boundaries]
-    totals = {name: MetricCounts.zeros(num_labels, tolerances, widths) for name in variants}
+    totals = dict.fromkeys(variants, MetricCounts())
     samples: list[dict] = []
     examples, count = _local_examples(dataset, rank, world_size, max_images)
-    lockstep = None
-    if parallel is not None and _is_sharded(parallel):
+    if parallel is not None and is_sharded:
         side = 4 * (getattr(processor, "size_divisor", None) or 32)
         pixel_values = torch.zeros(1, 3, side, side, device=parallel.device)
-        model = lockstep = _LockstepForward(model, parallel, pixel_values)
+        model = _LockstepForward(model, parallel, pixel_values)
 
     start = time.perf_counter()
     bar = tqdm(total=count, desc="Evaluating", unit="image", disable=not (progress and is_main))
@@ -361,16 +319,16 @@ def evaluate_model(
             collect(WAITING_IMAGES)
             bar.update(len(chunk))
         collect(0)
-    if lockstep is not None:
-        lockstep.finish()
+    if isinstance(model, _LockstepForward):
+        model.finish()
     if parallel is not None:
-        totals = {name: counts.summed(parallel) for name, counts in totals.items()}
+        totals = {name: sum(gather_object([counts]), MetricCounts()) for name, counts in totals.items()}
     seconds = time.perf_counter() - start
 
-    results = {name: counts.metrics(class_list, tolerances, widths) for name, counts in totals.items()}
-    num_images = int(totals[variants[0]].images[0])
+    num_images = totals[variants[0]].images
     if num_images == 0:
         raise ValueError("There are no images to evaluate on: the data set is empty.")
+    results = {name: counts.metrics(class_list, tolerances, widths) for name, counts in totals.items()}
     if is_main:
         _warn_of_missing_classes(results[variants[0]], class_list)
     metrics = results.pop(variants[0]) | results

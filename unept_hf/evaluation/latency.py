@@ -27,8 +27,8 @@ def peak_memory(device: torch.device) -> Iterator[dict[str, int | None]]:
     second) on the CPU, and nothing elsewhere.
 
     Yields:
-        A dictionary that gets two entries in bytes when the block ends: `bytes`, the most above the memory in use when
-        the block began, and `total_bytes`, the most in all. Both are `None` where nothing is measured.
+        A dictionary that gets two entries in bytes when the block ends, or `None` where nothing is measured: `bytes`,
+        the most above the memory in use when the block began, and `total_bytes`, the most in all.
     """
     measured: dict[str, int | None] = {"bytes": None, "total_bytes": None}
     gc.collect()

@@ -101,15 +101,8 @@ def _nan_mean(values: np.ndarray) -> float:
 
 def _label_boundary(label_map: np.ndarray, counted: np.ndarray) -> np.ndarray:
     """
-    Pixels with a neighbor (up, down, left or right) of another label.
-
-    Args:
-        label_map: `(height, width)` of integers.
-        counted: `(height, width)`, bool. Other pixels neither have nor make a boundary, and neither does the border
-            of the image.
-
-    Returns:
-        `(height, width)`, bool.
+    Whether a pixel has a neighbor (up, down, left or right) of another label. Pixels that are not `counted` neither
+    have nor make a boundary, and neither does the border of the image.
     """
     boundary = np.zeros(label_map.shape, bool)
     for one, other in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
@@ -135,9 +128,7 @@ def boundary_f_scores(
     F-score of the boundary of each class in one image.
 
     Args:
-        prediction: `(height, width)` of integers, 0..num_labels - 1 where the reference is not ignored.
-        reference: `(height, width)` of integers, 0..num_labels - 1 or `ignore_index`.
-        num_labels: number of classes.
+        prediction, reference, num_labels: see `confusion_matrix`.
         ignore_index: reference of pixels that do not count: they neither have nor make a boundary, in either map.
         tolerances: distances in pixels (Euclidean, between centers of pixels) within which boundaries agree.
 
@@ -179,15 +170,9 @@ def boundary_f_scores(
 
 def scores_from_sums(sums: np.ndarray, counts: np.ndarray, tolerances: Sequence[float]) -> dict:
     """
-    The metrics of F-scores summed over images.
-
-    Args:
-        sums: `(len(tolerances), num_labels)`: sums over the images of F-scores that are not NaN.
-        counts: `(len(tolerances), num_labels)`: number of F-scores in each sum.
-        tolerances: the tolerances that they were computed for, in pixels.
-
-    Returns:
-        `boundary_f1_{tolerance}px` and `per_category_boundary_f1_{tolerance}px` for each tolerance.
+    The metrics `boundary_f1_{tolerance}px` and `per_category_boundary_f1_{tolerance}px` for each tolerance, from the
+    sums over images of the F-scores that are not NaN, `(len(tolerances), num_labels)`, and the numbers of scores in
+    them.
     """
     with np.errstate(invalid="ignore"):
         scores = np.asarray(sums) / np.asarray(counts)

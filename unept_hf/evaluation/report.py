@@ -5,7 +5,6 @@ import contextlib
 import json
 import math
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,8 @@ from torch import nn
 
 from ..data.class_lists import ClassList
 from ..data.segmentation_datasets import hold_out, load_segmentation_dataset
-from ..visualization.figures import color_label_map
+from ..files import make_directory
+from ..visualization.figures import draw_samples
 from .arguments import EvaluationArguments, EvaluationDataArguments
 from .evaluate import evaluate_model
 
@@ -47,14 +47,10 @@ def results_table(results: dict) -> str:
     summary = table(["metric", *columns], rows)
     scores = [name for name in next(iter(results["per_category"].values())) if name != "pixels"]
     heads = ["class", *(f"{name} {column}" if len(columns) > 1 else name for column in columns for name in scores)]
-    rows = [
-        [
-            label,
-            *(number(one["per_category"][label][name]) for one in variants.values() for name in scores),
-            f"{pixels}",
-        ]
-        for label, pixels in ((label, one["pixels"]) for label, one in results["per_category"].items())
-    ]
+    rows = []
+    for label, own in results["per_category"].items():
+        values = (number(one["per_category"][label][name]) for one in variants.values() for name in scores)
+        rows.append([label, *values, str(own["pixels"])])
     settings = ", ".join(f"{name} {value}" for name, value in results["settings"].items())
     speed = (
         f"{results['num_images']} images in {results['seconds']:.1f} s ({results['images_per_second']:.2f} a second)."
@@ -78,12 +74,8 @@ def results_figure(results: dict, class_list: ClassList) -> Figure:
     thickness = 0.8 / len(variants)
     for index, (name, one) in enumerate(variants.items()):
         values = [one["per_category"][label]["iou"] for label in labels]
-        axes[0].barh(
-            positions + index * thickness,
-            np.nan_to_num(values),
-            thickness,
-            label=f"{name}: mean {one['mean_iou']:.3f}",
-        )
+        label = f"{name}: mean {one['mean_iou']:.3f}"
+        axes[0].barh(positions + index * thickness, np.nan_to_num(values), thickness, label=label)
     axes[0].set(xlabel="IoU", xlim=(0, 1), ylim=(len(labels), -1))
     axes[0].set_yticks(positions, labels, parse_math=False)
     axes[0].tick_params("y", labelsize=8)
@@ -95,17 +87,8 @@ def results_figure(results: dict, class_list: ClassList) -> Figure:
         axes[1].set(xlabel="distance to a true boundary below (pixels)", ylabel="mean IoU", ylim=(0, 1))
         axes[1].legend()
 
-    names = ["image", "reference", *variants]
-    for row, one in zip(parts[-1].subplots(len(samples), len(names), squeeze=False) if samples else [], samples):
-        for axis, name in zip(row, names):
-            if name == "image":
-                axis.imshow(one[name])
-            else:
-                colors = color_label_map(one[name], class_list.palette, (0, 0, 0))
-                axis.imshow(colors, interpolation="nearest")
-            title = f"{name} {one['name']}" if name == "image" else name
-            axis.set_title(title, fontsize=9, parse_math=False)
-            axis.axis("off")
+    if samples:
+        draw_samples(samples, class_list.palette, parts[-1])
     return figure
 
 
@@ -117,8 +100,7 @@ def save_results(results: dict, class_list: ClassList, output_dir: str | os.Path
             return {key: plain(one) for key, one in value.items() if key != "samples"}
         return None if isinstance(value, float) and math.isnan(value) else value
 
-    output_dir = Path(output_dir).expanduser()
-    output_dir.mkdir(parents=True, exist_ok=True)
+    output_dir = make_directory(output_dir)
     text = json.dumps(plain(results), indent=2, default=str) + "\n"
     (output_dir / "results.json").write_text(text, encoding="utf-8")
     (output_dir / "results.md").write_text(results_table(results), encoding="utf-8")
@@ -149,6 +131,9 @@ def evaluate_and_report(
     Raises:
         ValueError: as `evaluate_model` and `load_segmentation_dataset`.
     """
+    is_main = accelerator is None or accelerator.is_main_process
+    if is_main:
+        make_directory(evaluation_arguments.output_dir)
     data_options = dict(vars(data_arguments))
     max_images, eval_fraction, seed = (data_options.pop(name) for name in ("max_images", "eval_fraction", "seed"))
     # One process prepares the cache, the others read it.
@@ -170,10 +155,9 @@ def evaluate_and_report(
         max_images=max_images,
         num_samples=evaluation_arguments.num_samples,
     )
-    output_dir = evaluation_arguments.output_dir
     results["model"], results["dataset"] = model_name, data_arguments.dataset_name
-    if accelerator is None or accelerator.is_main_process:
-        save_results(results, class_list, output_dir)
+    if is_main:
+        save_results(results, class_list, evaluation_arguments.output_dir)
         print(results_table(results))
-        print(f"results.json, results.md and results.png are in {output_dir}")
+        print(f"results.json, results.md and results.png are in {evaluation_arguments.output_dir}")
     return results

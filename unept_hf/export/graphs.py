@@ -69,30 +69,22 @@ _exporting = threading.RLock()
 @contextlib.contextmanager
 def _export() -> Iterator[None]:
     """One export at a time, because PyTorch's exporters share state, and without their remarks on their workings."""
-    loggers = [logging.getLogger(name) for name in (None, "torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     with _exporting, warnings.catch_warnings():
-        levels = [logger.level for logger in loggers]
+        threshold = logging.root.manager.disable
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
+        logging.disable(logging.WARNING)
         try:
             yield
         finally:
-            for logger, level in zip(loggers, levels):
-                logger.setLevel(level)
+            logging.disable(threshold)
 
 
 def largest_difference(
     model: UneptForSemanticSegmentation, run: Callable[[Tensor], dict[str, Tensor]], size_divisor: int
 ) -> float:
     """
-    The largest absolute difference between the outputs of a model and of its export, over images of random pixels of
-    several sizes and batch sizes; infinite if shapes differ, or for NaN.
-
-    Args:
-        model: the model.
-        run: the export: takes `pixel_values` and returns the outputs by name.
-        size_divisor: height and width are multiples of it.
+    The largest absolute difference between the outputs of a model and of its export `run`, over images of random
+    pixels of several sizes and batch sizes; infinite if shapes differ, or for NaN.
     """
     largest = 0.0
     with evaluation_mode(model), attention_backend("torch"):
@@ -288,14 +280,12 @@ def export_torch(
 
     Args:
         model: the model. Its dtype and device are part of the file.
-        path: the file to write, ending in `.pt2`. An earlier one is replaced.
-        size_divisor: height and width are multiples of it. `None` stands for the model's own.
+        path, size_divisor, tolerance: see `export_onnx`. The name of the file must end in `.pt2`.
         keep_kernel: whether to keep our operator in the graph, with its fast kernel. The file must then be loaded
             after `import unept_hf`; otherwise it needs nothing but torch.
-        tolerance: largest difference of outputs from those of the model, in plain PyTorch.
 
     Returns:
-        The largest absolute difference of the outputs.
+        The largest absolute difference of the outputs from those of the model in plain PyTorch.
 
     Raises:
         RuntimeError: when the outputs differ by more than the tolerance, or the kernel to keep cannot run.
@@ -320,13 +310,10 @@ def export_aot_inductor(
     `torch::inductor::AOTIModelPackageLoader` without Python.
 
     Args:
-        model: the model. Its dtype and device are part of the file.
-        path: the file to write, ending in `.pt2`. An earlier one is replaced.
-        size_divisor: height and width are multiples of it. `None` stands for the model's own.
-        tolerance: largest difference of outputs from those of the model, in plain PyTorch.
+        model, path, size_divisor, tolerance: see `export_torch`.
 
     Returns:
-        The largest absolute difference of the outputs.
+        The largest absolute difference of the outputs from those of the model in plain PyTorch.
 
     Raises:
         RuntimeError: when the outputs differ by more than the tolerance, or the machine has no C++ compiler.

@@ -91,41 +91,26 @@ def save_for_hub(
     In contrast, `model.save_pretrained(directory)` writes no code, and the result needs `import unept_hf`.
 
     Args:
-        model (`UneptForSemanticSegmentation`):
-            The model. Its weights are stored in their present dtype.
-        image_processor (`UneptImageProcessor` or `UneptImageProcessorPil`):
-            The image processor that the model was trained with. Either backend can be loaded from the directory.
-        directory (`str` or `os.PathLike`):
-            The directory to write. Missing parent directories are created.
-        overwrite (`bool`, *optional*, defaults to `False`):
-            Whether to replace an earlier model directory with all its files.
-        model_card (`str`, *optional*):
-            The text of `README.md`, by default that of `default_model_card`.
-        license (`str`, *optional*):
-            The license of the weights, as the Hub spells it, for the metadata of the model card. `None` leaves the
-            metadata of `model_card`; `default_model_card` states none.
-        state_dict (`dict[str, torch.Tensor]`, *optional*):
-            Weights to write in place of those of `model`, which data parallel training may have spread.
-        example_image (`PIL.Image.Image`, `str` or `os.PathLike`, *optional*):
-            An image, or the path of one, for the widget of the model's page. It is written as `example.jpg`, with
-            sides of at most 1024 pixels, and the model card refers to it.
+        model: the model. Its weights are stored in their present dtype.
+        image_processor: the image processor that the model was trained with. Either backend can be loaded from the
+            directory.
+        directory: the directory to write. Missing parent directories are created.
+        overwrite: whether to replace an earlier model directory with all its files.
+        model_card: the text of `README.md`; `None` stands for `default_model_card`.
+        license: the license of the weights, as the Hub spells it, for the metadata of the model card. `None` leaves
+            the metadata of `model_card`; `default_model_card` states none.
+        state_dict: weights to write in place of those of `model`, which data parallel training may have spread.
+        example_image: an image, or its path or address, for the widget of the model's page. It is written as
+            `example.jpg`, with sides of at most 1024 pixels, and the model card refers to it.
 
     Returns:
-        `Path`: the absolute path of the directory.
+        The absolute path of the directory.
 
     Raises:
         ValueError: when the image processor makes images of sizes that the model cannot take.
         FileExistsError: when `directory` is not empty (without `overwrite`) or not a model directory.
         OSError: when it cannot be written.
-
-    Example:
-
-    ```python
-    >>> from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor, save_for_hub
-
-    >>> model = UneptForSemanticSegmentation.from_preset("unept-tiny", num_labels=19)
-    >>> save_for_hub(model, UneptImageProcessor(), "my-unept")  # doctest: +SKIP
-    ```"""
+    """
     if image_processor.size_divisor % model.model.size_divisor:
         raise ValueError(
             f"The image processor makes images with sides that are multiples of {image_processor.size_divisor}, but "
@@ -174,27 +159,17 @@ def push_to_hub(
     `import unept_hf`.
 
     Args:
-        model (`UneptForSemanticSegmentation`):
-            The model.
-        image_processor (`UneptImageProcessor` or `UneptImageProcessorPil`):
-            The image processor that the model was trained with.
-        repo_id (`str`):
-            The repository, `owner/name`, or `name` for one of your own.
-        private (`bool`, *optional*):
-            Whether a new repository is private. `None` stands for its owner's default.
-        revision (`str`, *optional*):
-            The branch, which is created if it does not exist. `None` stands for `main`.
-        create_pr (`bool`, *optional*, defaults to `False`):
-            Whether to open a pull request in place of a commit.
-        commit_message (`str`, *optional*, defaults to `"Upload UN-EPT"`):
-            The first line of the commit.
-        token (`str` or `bool`, *optional*):
-            A token with the right to write. `None` stands for the token of `hf auth login`, or `HF_TOKEN`.
-        options:
-            `model_card`, `license`, `state_dict` and `example_image` of `save_for_hub`.
+        model, image_processor: see `save_for_hub`.
+        repo_id: the repository, `owner/name`, or `name` for one of your own.
+        private: whether a new repository is private. `None` stands for its owner's default.
+        revision: the branch, which is created if it does not exist. `None` stands for `main`.
+        create_pr: whether to open a pull request in place of a commit.
+        commit_message: the first line of the commit.
+        token: a token with the right to write. `None` stands for the token of `hf auth login`, or `HF_TOKEN`.
+        options: `model_card`, `license`, `state_dict` and `example_image` of `save_for_hub`.
 
     Returns:
-        `huggingface_hub.CommitInfo`: with `commit_url`, and `pr_url` for a pull request.
+        The commit, with `commit_url`, and `pr_url` for a pull request.
 
     Raises:
         ValueError: when the image processor makes images of sizes that the model cannot take.

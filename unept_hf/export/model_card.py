@@ -4,6 +4,7 @@
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -48,42 +49,7 @@ PRIVATE_OPTIONS = {
 LOCAL_DATASETS = {"image_folders", "imagefolder", "parquet", "arrow", "json", "csv", "webdataset"}
 PRIVATE_DATASET = "a private data set"
 
-MODEL_CARD = """\
-# {name}
-
-UN-EPT (Zhu et al., "A Unified Efficient Pyramid Transformer for Semantic Segmentation", ICCV Workshops 2021) for
-semantic segmentation with {num_labels} classes.{backbone}
-The code of the model is part of this repository, under the Apache License 2.0. It needs
-`pip install "transformers>=5.17" torch torchvision timm`.
-
-```python
-from transformers import pipeline
-
-repository = "{name}"  # the id of this repository on the Hub, or the path of a local copy
-segmenter = pipeline("image-segmentation", model=repository, trust_remote_code=True)
-for segment in segmenter("image.jpg"):
-    print(segment["label"], segment["mask"])
-```
-
-Or without the pipeline:
-
-```python
-import torch
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
-from transformers.image_utils import load_image
-
-repository = "{name}"  # the id of this repository on the Hub, or the path of a local copy
-image_processor = AutoImageProcessor.from_pretrained(repository, trust_remote_code=True)
-model = AutoModelForSemanticSegmentation.from_pretrained(repository, trust_remote_code=True)
-
-image = load_image("image.jpg")
-with torch.no_grad():
-    outputs = model(**image_processor(image, return_tensors="pt"))
-label_map = image_processor.post_process_semantic_segmentation(outputs, target_sizes=[(image.height, image.width)])[0]
-```
-
-After `pip install unept-hf` and `import unept_hf`, both work without `trust_remote_code=True`.
-"""
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
 
 
 def _looks_like_path(value: Any) -> bool:
@@ -119,13 +85,7 @@ def dataset_title(name: str) -> str:
 
 
 def describe_backbone(config: UneptConfig, started_from: str | None = None) -> str:
-    """
-    The backbone of a model, for its card.
-
-    Args:
-        config: The configuration of the model.
-        started_from: Its weights before the training, such as "random weights"; `None` if they are not known.
-    """
+    """The backbone of a model, for its card, and its weights before the training, such as "random weights"."""
     backbone: Any = config.backbone_config
     if backbone.model_type == "timm_backbone":
         is_local = _looks_like_path(backbone.backbone)
@@ -171,32 +131,33 @@ def default_model_card(
     name = str(name)
     if _looks_like_path(name):
         name = re.split(r"[/\\:]", name.rstrip("/\\"))[-1]
+    title = None if dataset is None else dataset_title(dataset)
+    results = None if evaluation is None else _evaluation_results(evaluation)
+    if training_options is not None:
+        training_options = yaml.safe_dump(_without_private(training_options), sort_keys=False, allow_unicode=True)
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-segmentation",
         license=None if _looks_like_path(license) else license,
         tags=["semantic-segmentation", "unept"],
+        model_name=None if results is None else name,
+        eval_results=results,
+        datasets=[title] if title is not None and title.count("/") == 1 else None,
     )
-    sentence = "" if backbone is None or _looks_like_path(backbone) else f" Its backbone is {backbone}."
-    text = MODEL_CARD.format(name=name, num_labels=num_labels, backbone=sentence)
-    if evaluation is not None:
-        data.model_name = name
-        data.eval_results = _evaluation_results(evaluation)
-        text += _evaluation_section(evaluation)
-    if picture is not None:
-        text += picture_line(os.path.basename(picture))
-    if dataset is not None and dataset_title(dataset).count("/") == 1:
-        data.datasets = [dataset]
-    if training is None and dataset is not None:
-        training = f"Trained on {dataset_title(dataset)}."
-    if training is not None or training_options is not None:
-        text += "\n## Training\n"
-    if training is not None:
-        text += f"\n{training}\n"
-    if training_options is not None:
-        options = yaml.safe_dump(_without_private(training_options), sort_keys=False, allow_unicode=True)
-        text += f"\n<details><summary>Options of the training</summary>\n\n```yaml\n{options}```\n\n</details>\n"
-    return f"---\n{data.to_yaml()}\n---\n\n{text}"
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        name=name,
+        num_labels=num_labels,
+        backbone=None if _looks_like_path(backbone) else backbone,
+        results=results,
+        evaluation=evaluation,
+        settings=_without_private((evaluation or {}).get("settings") or {}),
+        picture="" if picture is None else picture_line(os.path.basename(picture)),
+        training=training or (title and f"Trained on {title}."),
+        options=training_options,
+    )
+    return str(card)
 
 
 def picture_line(file: str) -> str:
@@ -205,7 +166,7 @@ def picture_line(file: str) -> str:
 
 
 def _evaluation_results(evaluation: Mapping[str, Any]) -> list[EvalResult]:
-    # The metrics in the form of the metadata of a card.
+    """The metrics in the form of the metadata of a card."""
     dataset, metrics = evaluation.get("dataset"), [name for name in METRICS if evaluation.get(name) is not None]
     if not dataset or not metrics:
         raise ValueError(
@@ -225,28 +186,6 @@ def _evaluation_results(evaluation: Mapping[str, Any]) -> list[EvalResult]:
         )
         for metric in metrics
     ]
-
-
-def _evaluation_section(evaluation: Mapping[str, Any]) -> str:
-    # A table of the metrics, with those after the refinement of boundaries if both were measured.
-    results = _evaluation_results(evaluation)
-    refined = evaluation.get("refined")
-    columns = [evaluation, refined] if refined else [evaluation]
-    rows = [["metric", "", "boundaries refined"][: len(columns) + 1], ["---"] * (len(columns) + 1)]
-    rows += [
-        [METRICS[result.metric_type], *(f"{column[result.metric_type]:.4f}" for column in columns)]
-        for result in results
-    ]
-    sentence = f"Evaluated on {results[0].dataset_name}"
-    if results[0].dataset_split is not None:
-        sentence += f" (split `{results[0].dataset_split}`)"
-    if "num_images" in evaluation:
-        sentence += f", {int(evaluation['num_images'])} images"
-    settings = _without_private(evaluation.get("settings") or {})
-    if settings:
-        sentence += f" with {', '.join(f'{name} {value}' for name, value in settings.items())}"
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"\n## Evaluation\n\n{sentence}.\n\n{table}\n"
 
 
 def with_metadata(model_card: str, **metadata: Any) -> str:

@@ -26,41 +26,11 @@ __all__ = [
     "refuse",
 ]
 
-# Options that may differ between a checkpoint and the run that resumes from it: they do not change the training ...
-FREE_OPTIONS = {
-    "output_dir", "dataloader_num_workers", "cpu", "logging_steps", "eval_steps",
-    "save_steps", "save_total_limit", "evaluate", "evaluation_mode", "eval_split", "max_eval_images",
-    "num_prediction_images", "load_best_model_at_end", "resume_from_checkpoint", "report_to", "run_name",
-    "disable_tqdm", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_prediction_pictures",
-    "license", "use_pretrained_backbone",
-    "backbone_checkpoint", "model_name_or_path", "class_list", "num_synthetic_eval_scenes",
-}  # fmt: skip
-# ... or they change it in a way that can be intended.
-NOTED_OPTIONS = {
-    "data_dir", "image_dir", "label_dir", "label_suffix", "max_steps", "mixed_precision", "gradient_checkpointing",
-    "torch_compile", "torch_compile_backend", "gradient_accumulation_steps",
-}  # fmt: skip
-
-# Where a model comes from: an option on the command line replaces these in a file.
-_REPLACED_OPTIONS = {
-    "preset": ("model_name_or_path",),
-    "use_pretrained_backbone": ("backbone_checkpoint", "model_name_or_path"),
-    "backbone_checkpoint": ("use_pretrained_backbone", "model_name_or_path"),
-    "model_name_or_path": ("use_pretrained_backbone", "backbone_checkpoint"),
-}
 _USAGE = "%(prog)s [OPTIONS.yaml] [--option value ...]"
 
 
 def refuse(*faults: str | bool) -> None:
-    """
-    Raises one error for all faults.
-
-    Args:
-        faults: A message for each fault; `False` where there is no fault.
-
-    Raises:
-        ValueError: with all messages.
-    """
+    """Raises one `ValueError` for all faults: a message for each, or `False` where there is no fault."""
     messages = [fault for fault in faults if isinstance(fault, str)]
     if messages:
         raise ValueError(" ".join(messages))
@@ -154,35 +124,11 @@ class TrainingDataArguments(DatasetArguments):
 
 
 @dataclass
-class RunArguments:
-    """How to train."""
+class OutputArguments:
+    """What a training writes, measures and uploads, and where it runs: none of it changes the training."""
 
     output_dir: str = field(metadata={"help": "Folder for checkpoints, logs, pictures and models."})
-    max_steps: int = option(160_000, "Number of optimizer steps.")
-    train_batch_size: int = option(16, "Crops in one step, over all processes and accumulated pieces together.")
-    gradient_accumulation_steps: int = option(1, "Number of pieces in which a process computes its part of a step.")
-    learning_rate: float = option(1e-4, "Highest learning rate of AdamW.")
-    backbone_lr_multiplier: float = option(0.1, "Factor on the learning rate of the backbone.")
-    weight_decay: float = option(1e-4, "Weight decay of AdamW.")
-    lr_scheduler_type: str = option("step", "step, or a schedule of transformers: polynomial, cosine, linear, ...")
-    lr_milestones: list[int] = option(
-        [126_000], "For step: after these steps the learning rate is multiplied by lr_gamma."
-    )
-    lr_gamma: float = option(0.1, "For step: see lr_milestones.")
-    lr_scheduler_kwargs: dict[str, Any] | str | None = option(
-        None, 'Options of the other schedules, as JSON: {"power": 0.9}.'
-    )
-    warmup_steps: int = option(0, "Steps in which the learning rate rises from 0.")
-    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm; 0 for no limit.")
-    mixed_precision: str | None = option(None, "no, fp16 or bf16; the setting of accelerate launch by default.")
-    gradient_checkpointing: bool = option(False, "Save memory, for a third more time.")
-    torch_compile: bool = option(False, "Compile the model for training.")
-    torch_compile_backend: str = option("inductor", "Backend of torch.compile.")
-    freeze_batch_norm: bool = option(False, "Normalize with the running statistics, and do not update them.")
-    ema_decay: float = option(0.0, "Decay of a moving average of the weights, such as 0.999; 0 for no average.")
-    seed: int = option(0, "Seed of weights, order, augmentation and dropout.")
     cpu: bool = option(False, "Stay on the CPU where there is a GPU.")
-
     logging_steps: int = option(50, "Steps between two lines of the log.")
     eval_steps: int = option(10_000, "Steps between two evaluations; 0: only at the end.")
     save_steps: int = option(2_000, "Steps between two checkpoints; 0: only at the end.")
@@ -209,6 +155,35 @@ class RunArguments:
         "so onto the Hub. It shows your data.",
     )
     license: str | None = option(None, "License of the weights for the model card, as the Hub spells it: cc-by-4.0.")
+
+
+@dataclass
+class RunArguments(OutputArguments):
+    """How to train."""
+
+    max_steps: int = option(160_000, "Number of optimizer steps.")
+    train_batch_size: int = option(16, "Crops in one step, over all processes and accumulated pieces together.")
+    gradient_accumulation_steps: int = option(1, "Number of pieces in which a process computes its part of a step.")
+    learning_rate: float = option(1e-4, "Highest learning rate of AdamW.")
+    backbone_lr_multiplier: float = option(0.1, "Factor on the learning rate of the backbone.")
+    weight_decay: float = option(1e-4, "Weight decay of AdamW.")
+    lr_scheduler_type: str = option("step", "step, or a schedule of transformers: polynomial, cosine, linear, ...")
+    lr_milestones: list[int] = option(
+        [126_000], "For step: after these steps the learning rate is multiplied by lr_gamma."
+    )
+    lr_gamma: float = option(0.1, "For step: see lr_milestones.")
+    lr_scheduler_kwargs: dict[str, Any] | str | None = option(
+        None, 'Options of the other schedules, as JSON: {"power": 0.9}.'
+    )
+    warmup_steps: int = option(0, "Steps in which the learning rate rises from 0.")
+    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm; 0 for no limit.")
+    mixed_precision: str | None = option(None, "no, fp16 or bf16; the setting of accelerate launch by default.")
+    gradient_checkpointing: bool = option(False, "Save memory, for a third more time.")
+    torch_compile: bool = option(False, "Compile the model for training.")
+    torch_compile_backend: str = option("inductor", "Backend of torch.compile.")
+    freeze_batch_norm: bool = option(False, "Normalize with the running statistics, and do not update them.")
+    ema_decay: float = option(0.0, "Decay of a moving average of the weights, such as 0.999; 0 for no average.")
+    seed: int = option(0, "Seed of weights, order, augmentation and dropout.")
 
     def __post_init__(self):
         _expand_paths(self, "output_dir", "resume_from_checkpoint")
@@ -244,18 +219,37 @@ class RunArguments:
         )
 
 
-def _with_model_options(options: dict[str, Any], args: list[str]) -> dict[str, Any]:
-    """The options of a file that the words of a command line do not replace, with both `config_overrides` merged."""
+# Options that may differ between a checkpoint and the run that resumes from it: they do not change the training ...
+FREE_OPTIONS = {one.name for one in fields(OutputArguments)} | {
+    "backbone_checkpoint", "class_list", "dataloader_num_workers", "eval_split", "model_name_or_path",
+    "num_synthetic_eval_scenes", "use_pretrained_backbone",
+}  # fmt: skip
+# ... or they change it in a way that can be intended.
+NOTED_OPTIONS = {
+    "data_dir", "image_dir", "label_dir", "label_suffix", "max_steps", "mixed_precision", "gradient_checkpointing",
+    "torch_compile", "torch_compile_backend", "gradient_accumulation_steps",
+}  # fmt: skip
+
+
+def _words_of_both(options: dict[str, Any], args: list[str]) -> list[str]:
+    """The options of a file as words, without those that `args` replace, and `args`; `config_overrides` are merged."""
     dataclass_type: Any = TrainingModelArguments
-    names = [one.name for one in fields(dataclass_type)]
     parser = HfArgumentParser(dataclass_type, usage=_USAGE, add_help=False)
-    given, _ = parser.parse_known_args(args, argparse.Namespace(**dict.fromkeys(names)))
-    replaced = {other for name, others in _REPLACED_OPTIONS.items() if getattr(given, name) for other in others}
-    options = {name: value for name, value in options.items() if name not in replaced}
-    if given.config_overrides is not None:
-        both = (options.get("config_overrides"), given.config_overrides)
-        options["config_overrides"] = merge_options(*(_json_object("config_overrides", one) or {} for one in both))
-    return options
+    unset = argparse.Namespace(**dict.fromkeys(TrainingModelArguments.__dataclass_fields__))
+    given, _ = parser.parse_known_args(args, unset)
+    sources = {"use_pretrained_backbone", "backbone_checkpoint", "model_name_or_path"}
+    replaced = {"model_name_or_path"} if given.preset else set()
+    if any(getattr(given, name) for name in sources):
+        replaced = {name for name in sources if not getattr(given, name)}
+    # Of two equal options the last one counts.
+    words = words_of_options({name: value for name, value in options.items() if name not in replaced}) + args
+    if given.config_overrides is not None and options.get("config_overrides") is not None:
+        both = (
+            _json_object("config_overrides", one) or {}
+            for one in (options["config_overrides"], given.config_overrides)
+        )
+        words += words_of_options({"config_overrides": merge_options(*both)})
+    return words
 
 
 def parse_arguments(
@@ -292,10 +286,6 @@ def parse_arguments(
             options.get("lr_milestones") == []
             and f"{path} has no lr_milestones: for a constant rate set lr_gamma: 1.0.",
         )
-        # As words of a command line, so that both are read and checked in the same way. Of two equal options the last
-        # one counts.
-        options = _with_model_options(options, args)
-        overrides = {"config_overrides": options.pop("config_overrides", None)}
-        args = words_of_options(options) + args + words_of_options(overrides)
+        args = _words_of_both(options, args)  # so that both are read and checked in the same way
     model_args, data_args, run_args, _ = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
     return model_args, data_args, run_args

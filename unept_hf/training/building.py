@@ -10,6 +10,7 @@ import torch
 from accelerate.logging import get_logger
 from transformers import get_scheduler
 
+from ..arguments import check_model_name
 from ..data.arguments import DatasetArguments
 from ..data.class_lists import ClassList
 from ..data.segmentation_datasets import hold_out, load_segmentation_dataset
@@ -77,6 +78,7 @@ def load_model(
     name = model_args.model_name_or_path
     overrides: Any = model_args.config_overrides or {}
     if name:
+        check_model_name(name)
         with plain_tensors(name):
             model, found = UneptForSemanticSegmentation.from_pretrained(
                 name,

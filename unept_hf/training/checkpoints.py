@@ -7,7 +7,6 @@ the size and SHA-256 of every other file, so that damage is found before anythin
 writes to a folder: it holds the folder's lock.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -19,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub.utils.sha import sha_fileobj
 
 
 __all__ = [
@@ -58,14 +59,9 @@ else:
 @contextmanager
 def lock_folder(directory: str | os.PathLike) -> Iterator[None]:
     """
-    Keeps the trainings of other processes out of a folder during the block.
-
-    The operating system locks the folder's file `training.lock`, and ends the lock with the process, however the
-    process ends; child processes do not inherit the lock. Network file systems pass it on to other machines if they
-    are mounted so. The file names the owner, and stays, empty, after the block.
-
-    Args:
-        directory: A folder that exists.
+    Keeps the trainings of other processes out of a folder during the block, by a lock of the operating system on its
+    file `training.lock`. The lock ends with the process, however that ends, and child processes do not inherit it.
+    The file names the owner, and stays, empty, after the block.
 
     Raises:
         BlockingIOError: when another process holds the lock; the message names the process and its host.
@@ -157,15 +153,8 @@ def start_checkpoint(directory: str | os.PathLike, step: int) -> Path:
 
 def commit_checkpoint(folder: Path, content: dict[str, Any], save_total_limit: int | None = None) -> Path:
     """
-    Makes the folder of `start_checkpoint`, with all files in it, a checkpoint; then removes old ones.
-
-    Args:
-        folder: As returned by `start_checkpoint`.
-        content: JSON values that `read_checkpoint` will return.
-        save_total_limit: How many checkpoints to keep, at least 1; `None` keeps all.
-
-    Returns:
-        The folder under its new name.
+    Makes the folder of `start_checkpoint`, with all files in it, a checkpoint, and removes old ones beyond the limit.
+    `content` are JSON values that `read_checkpoint` will return.
     """
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
@@ -198,8 +187,9 @@ def read_checkpoint(checkpoint: str | os.PathLike) -> dict[str, Any]:
     """
     checkpoint = Path(checkpoint)
     file = checkpoint / _CHECKPOINT_FILE
+    siblings = (path for path in list_checkpoints(checkpoint.parent) if path != checkpoint)
+    others = [path.name for path in siblings if (path / _CHECKPOINT_FILE).is_file()]
     if not file.is_file():
-        others = [path.name for path in list_checkpoints(checkpoint.parent) if (path / _CHECKPOINT_FILE).is_file()]
         remedy = f"Resume from {others[-1]} beside it" if others else "Name a folder checkpoint-<step> that it wrote"
         raise FileNotFoundError(
             f"{checkpoint} is not a checkpoint of this trainer: it has no {_CHECKPOINT_FILE}. {remedy}."
@@ -219,18 +209,14 @@ def read_checkpoint(checkpoint: str | os.PathLike) -> dict[str, Any]:
         elif _sha256(path) != sha256:
             problems.append(f"{name} has other bytes than were written")
     if problems:
-        others = [path.name for path in list_checkpoints(checkpoint.parent) if path != checkpoint]
         remedy = f"resume from {others[-1]}" if others else "there is no other one: start again"
         raise ValueError(f"The checkpoint {checkpoint} is damaged; remove it and {remedy} ({'; '.join(problems)})")
     return content
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return sha_fileobj(file).hex()
 
 
 def _sync(path: Path) -> None:

@@ -1,5 +1,5 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""What a training tells about itself while it runs: a log, a curve, and pictures of predictions."""
+"""What a training tells about itself while it runs: a log and a curve."""
 
 import json
 import math
@@ -10,22 +10,16 @@ from typing import Any
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 
-from ..data.class_lists import ClassList
 from ..files import atomic_file
-from ..visualization.figures import color_label_map
 
 
-__all__ = ["TrainingLog", "draw_predictions"]
+__all__ = ["TrainingLog"]
 
 
 class TrainingLog:
     """
-    Metrics as lines of JSON in a file, in the trackers, and as a curve.
-
-    Args:
-        accelerator: Its main process writes the files.
-        output_dir: Folder of the files.
-        first_step: The step that the training resumes from. Lines of later steps, which are done again, are dropped.
+    Metrics as lines of JSON in a file, in the trackers, and as a curve. When training resumes from `first_step`, the
+    lines of later steps, which are done again, are dropped.
     """
 
     def __init__(self, accelerator: Accelerator, output_dir: Path, first_step: int):
@@ -74,31 +68,3 @@ class TrainingLog:
             axis.set_xlabel("step")
             axis.set_ylabel(label, color=color)
         figure.savefig(self.picture, dpi=120)
-
-
-def draw_predictions(samples: list[dict[str, Any]], class_list: ClassList, path: Path) -> None:
-    """
-    Draws a row of image, ground truth and prediction for each sample; nothing without samples.
-
-    Args:
-        samples: As `evaluate_model` returns them.
-        class_list: The classes, for their colors.
-        path: The picture to write.
-    """
-    if not samples:
-        return
-    black = (0, 0, 0)  # of pixels without a label
-    figure = Figure(figsize=(9, 3.2 * len(samples)), layout="constrained")
-    axes = figure.subplots(len(samples), 3, squeeze=False)
-    for row, sample in zip(axes, samples):
-        panels = {
-            "image": sample["image"],
-            "ground truth": color_label_map(sample["reference"], class_list.palette, black),
-            "prediction": color_label_map(sample["prediction"], class_list.palette, black),
-        }
-        for axis, (title, panel) in zip(row, panels.items()):
-            axis.imshow(panel)
-            axis.set_title(title)
-            axis.axis("off")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)

@@ -41,9 +41,6 @@ def data_fingerprint(dataset: datasets.Dataset) -> dict[str, str]:
     """
     Hashes of the names of a data set's examples, and of the sizes of their images and masks in bytes, under the keys
     "names" and "sizes": to notice that the data is not what it was, without reading it.
-
-    Args:
-        dataset: As `load_segmentation_dataset` returns it. What a part of it leaves out counts too.
     """
 
     def size(path: str) -> int | None:
@@ -75,10 +72,7 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
         batch_size: Number of examples in one step, of all processes and accumulated pieces together; a multiple of
             their number.
         num_steps: The step at which training ends.
-        seed: Of the permutations, at least 0.
-        first_step: The step to start at, which is the number of steps that have been done.
-        process_index: Which process this is, from 0.
-        num_processes: How many processes share a batch.
+        first_step: The number of steps that have been done.
         accumulation_steps: Into how many pieces a process cuts its part.
 
     Yields:
@@ -134,13 +128,8 @@ def _augment(augmentation: Augmentation, example: dict, class_list: ClassList, s
 @dataclass(eq=False)
 class AugmentedDataset(Dataset):
     """
-    The examples of a data set with random access, decoded and augmented; the keys are those of `TrainingOrder`.
-
-    Args:
-        dataset: Has the columns `image` and `label`.
-        class_list: The classes of its labels.
-        augmentation: Takes an image and a label map, draws from torch's generator, and returns a dict of tensors.
-        seed: Of the augmentation, at least 0.
+    The examples of a data set with random access, decoded and augmented; the keys are those of `TrainingOrder`. The
+    augmentation takes an image and a label map, draws from torch's generator, and returns a dict of tensors.
     """
 
     dataset: datasets.Dataset
@@ -157,6 +146,7 @@ class AugmentedDataset(Dataset):
         return _augment(self.augmentation, self.dataset[index], self.class_list, seed)
 
 
+@dataclass(eq=False)
 class AugmentedStream(IterableDataset):
     """
     The examples of a streaming data set, without end: shuffled within a buffer, split over processes and data loader
@@ -167,41 +157,27 @@ class AugmentedStream(IterableDataset):
     the workers otherwise.
 
     Args:
-        dataset: Has the columns `image` and `label`.
-        class_list: The classes of its labels.
-        augmentation: As for `AugmentedDataset`.
-        seed: Of the order and the augmentation, at least 0.
         buffer_size: Number of examples among which the next one is drawn.
         batch_size: Number of examples in a batch of the data loader.
         skip_batches: Number of batches of this process to pass over first.
-        process_index: Which process this is, from 0.
-        num_processes: How many processes share the data set.
 
     Raises:
         ValueError: when a whole pass over the data set gives this process no example.
     """
 
-    def __init__(
-        self,
-        dataset: datasets.IterableDataset,
-        class_list: ClassList,
-        augmentation: Augmentation,
-        *,
-        seed: int = 0,
-        buffer_size: int = 1000,
-        batch_size: int = 1,
-        skip_batches: int = 0,
-        process_index: int = 0,
-        num_processes: int = 1,
-    ):
-        shuffled = dataset.shuffle(seed=seed, buffer_size=buffer_size)
-        self.dataset = split_dataset_by_node(shuffled, rank=process_index, world_size=num_processes)
-        self.class_list = class_list
-        self.augmentation = augmentation
-        self.seed = seed
-        self.batch_size = batch_size
-        self.skip_batches = skip_batches
-        self.process_index = process_index
+    dataset: datasets.IterableDataset
+    class_list: ClassList
+    augmentation: Augmentation
+    seed: int = 0
+    buffer_size: int = 1000
+    batch_size: int = 1
+    skip_batches: int = 0
+    process_index: int = 0
+    num_processes: int = 1
+
+    def __post_init__(self):
+        shuffled = self.dataset.shuffle(seed=self.seed, buffer_size=self.buffer_size)
+        self.dataset = split_dataset_by_node(shuffled, rank=self.process_index, world_size=self.num_processes)
 
     @property
     def num_shards(self) -> int:

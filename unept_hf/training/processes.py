@@ -19,11 +19,8 @@ __all__ = ["Interruption", "end_workers", "ignore_signals", "main_process_leads"
 
 def make_accelerator(run_args: RunArguments) -> Accelerator:
     """
-    The object that knows the processes and their devices.
-
-    Raises:
-        ValueError: when Accelerate's launcher or configuration asks for something else than the options, or for
-            trackers that are not installed, which Accelerate would pass over.
+    The object that knows the processes and their devices. A `ValueError` tells where Accelerate's launcher or
+    configuration asks for something else than the options, or where trackers are not installed.
     """
     names = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
     asked = next((name for name in names if parse_flag_from_env(f"ACCELERATE_USE_{name}")), None)

@@ -18,6 +18,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
+from ..files import make_directory
 from .arguments import parse_arguments
 from .checkpoints import latest_checkpoint, lock_folder
 from .processes import end_workers, main_process_leads, make_accelerator
@@ -57,8 +58,7 @@ def main(args: list[str] | None = None, program: str | None = None) -> dict[str,
     with ExitStack() as stack:
         with main_process_leads(accelerator):
             if accelerator.is_main_process:
-                output_dir.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(lock_folder(output_dir))
+                stack.enter_context(lock_folder(make_directory(output_dir)))
         trainer = SegmentationTrainer(accelerator, model_args, data_args, run_args)
         try:
             if trainer.train():
@@ -91,15 +91,8 @@ def _message_of(error: Exception) -> str:
 
 def command(args: list[str] | None = None, program: str | None = None) -> int:
     """
-    `main` for a shell: errors of a user are one line, unless --traceback is among the words. All other errors are
-    raised.
-
-    Args:
-        args: As for `main`.
-        program: As for `main`.
-
-    Returns:
-        The exit status.
+    `main` for a shell, with its arguments. Errors of a user are one line, unless --traceback is among the words; all
+    other errors are raised. Returns the exit status.
     """
     args = sys.argv[1:] if args is None else args
     name = program or Path(sys.argv[0]).name

@@ -43,10 +43,11 @@ from ..model.backbone_unept import plain_tensors
 from ..model.image_processing_unept import UneptImageProcessor
 from ..model.modeling_unept import UneptForSemanticSegmentation
 from ..version import __version__
+from ..visualization.figures import draw_samples
 from .arguments import FREE_OPTIONS, NOTED_OPTIONS, RunArguments, TrainingDataArguments, TrainingModelArguments, refuse
 from .building import image_processor_options, load_data, load_model, make_optimizer, make_scheduler
 from .checkpoints import checkpoint_to_resume, commit_checkpoint, latest_checkpoint, start_checkpoint
-from .log import TrainingLog, draw_predictions
+from .log import TrainingLog
 from .order import AugmentedDataset, AugmentedStream, TrainingOrder, data_fingerprint
 from .processes import Interruption, ignore_signals, main_process_leads
 
@@ -60,16 +61,8 @@ _PREDICTIONS_IMAGE = "predictions.png"  # in the folder of a model, if it may be
 
 class SegmentationTrainer:
     """
-    Model, optimizer, data and the state of one training run.
-
-    Args:
-        accelerator: As `make_accelerator` returns it.
-        model_args: Which model to train.
-        data_args: What to train on.
-        run_args: How to train.
-
-    Raises:
-        ValueError: for options, data and checkpoints that do not fit each other.
+    Model, optimizer, data and the state of one training run, on the processes of `make_accelerator`. A `ValueError`
+    tells where options, data and checkpoint do not fit each other.
     """
 
     def __init__(
@@ -211,7 +204,7 @@ class SegmentationTrainer:
         with plain_tensors(str(checkpoint)):
             self.accelerator.load_state(checkpoint)
         if content["num_processes"] == self.accelerator.num_processes:
-            self._check_random_states(checkpoint)
+            self._restore_random_states(checkpoint)
         self._set_learning_rates()
         self.accelerator.step = 0  # counts accumulated pieces, of which there may be another number now
         if self.average is not None:
@@ -227,27 +220,21 @@ class SegmentationTrainer:
             setattr(self.model_args, name, content["options"].get(name))
         logger.info(f"Resumed from {checkpoint}")
 
-    def _check_random_states(self, checkpoint: Path) -> None:
-        """Warns of random states that were not restored, which Accelerate passes over."""
-        device = self.accelerator.device
+    def _restore_random_states(self, checkpoint: Path) -> None:
+        """As Accelerate does, which passes over states that it cannot restore. This warns of them."""
         try:
             file = checkpoint / f"random_states_{self.accelerator.process_index}.pkl"
             with plain_tensors(str(file)):
-                saved = load(file)
-            numpy_state: Any = np.random.get_state()
-            pairs = [(torch.get_rng_state(), saved["torch_manual_seed"])]
-            pairs += zip(numpy_state[1:], saved["numpy_random_seed"][1:])
-            pairs += zip(random.getstate(), saved["random_state"])
-            if device.type != "cpu":
-                states = torch.get_device_module(device).get_rng_state_all()
-                pairs += zip(states, saved[f"torch_{device.type}_manual_seed"], strict=True)
-            problem = None if all(np.array_equal(*pair) for pair in pairs) else "they are of another kind"
+                states = load(file)
+            random.setstate(states["random_state"])
+            np.random.set_state(states["numpy_random_seed"])
+            torch.set_rng_state(states["torch_manual_seed"])
+            if (device := self.accelerator.device.type) != "cpu":
+                torch.get_device_module(device).set_rng_state_all(states[f"torch_{device}_manual_seed"])
         except Exception as error:  # a damaged file can bring about any
-            problem = f"{type(error).__name__}: {error}"
-        if problem is not None:
             logger.warning(
                 f"Process {self.accelerator.process_index} cannot restore the random states of {checkpoint} "
-                f"({problem}): dropout draws other numbers than without the stop.",
+                f"({type(error).__name__}: {error}): dropout draws other numbers than without the stop.",
                 main_process_only=False,
             )
 
@@ -395,11 +382,6 @@ class SegmentationTrainer:
             self.average.update_parameters(accelerator.unwrap_model(self.model))
         return loss, norm
 
-    def _is_interrupted(self, interruption: Interruption) -> bool:
-        """Whether any process has received a signal."""
-        flag = torch.tensor(float(interruption.received is not None), device=self.accelerator.device)
-        return reduce(flag, reduction="sum").item() > 0
-
     def _is_due(self, interval: int) -> bool:
         return self.step == self.run_args.max_steps or (interval > 0 and self.step % interval == 0)
 
@@ -427,7 +409,9 @@ class SegmentationTrainer:
                     seconds = time.perf_counter() - started
                     self._log_losses(losses, norm, len(losses) * run_args.train_batch_size / seconds)
                     losses, started = [], time.perf_counter()
-                if self._is_interrupted(interruption):
+                if interruption.received:
+                    accelerator.set_trigger()
+                if accelerator.check_trigger():  # in any process
                     self.save_checkpoint()
                     logger.info(
                         f"Stopped by {interruption.received or 'a signal'} after step {self.step}. Go on with "
@@ -502,8 +486,9 @@ class SegmentationTrainer:
                 max_images=run_args.max_eval_images,
                 num_samples=run_args.num_prediction_images,
             )
-        if accelerator.is_main_process:
-            draw_predictions(metrics.get("samples", []), self.class_list, self._picture(self.step))
+        if samples := metrics.get("samples"):  # of the main process
+            self._picture(self.step).parent.mkdir(exist_ok=True)
+            draw_samples(samples, self.class_list.palette).savefig(self._picture(self.step))
         self.metrics = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
         self.evaluated_step = self.step
         self.log.write(self.step, {f"eval/{name}": value for name, value in self.metrics.items()})
@@ -521,10 +506,8 @@ class SegmentationTrainer:
 
     def _export_model(self, directory: Path) -> None:
         """Writes a folder that loads anywhere, with a model card."""
-        state_dict = None
-        if self.average is None:
-            # Gathers the weights that FSDP and DeepSpeed have spread.
-            state_dict = self.accelerator.get_state_dict(self.model)
+        # Gathers the weights that FSDP and DeepSpeed have spread.
+        state_dict = None if self.average is not None else self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
             picture = self._picture(self.evaluated_step)  # shows images of the data set
             has_picture = self.run_args.hub_prediction_pictures and picture.is_file()

@@ -11,13 +11,14 @@ Figures are matplotlib's, made without pyplot: `figure.savefig(...)` writes them
 import io
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import edt
 import numpy as np
 import PIL.Image
 import torch
 from matplotlib import patheffects
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle, Wedge
 from torch.nn import functional as F
@@ -48,6 +49,7 @@ __all__ = [
     "draw_comparison",
     "draw_overlay",
     "draw_refinement",
+    "draw_samples",
     "draw_sampling_points",
     "figure_to_image",
     "overlay",
@@ -370,6 +372,28 @@ def draw_refinement(
             axis.add_patch(Rectangle((left, top), sides[1], sides[0], fill=False, edgecolor=line, linewidth=thickness))
     handles = [Patch(facecolor=_hex(color), label=f"{kind}  {one.mean():.2%}") for kind, (one, color) in kinds.items()]
     figure.legend(handles=handles, frameon=False, fontsize=9, loc="outside lower right", ncols=len(handles))
+    return figure
+
+
+def draw_samples(samples: list[dict], palette=None, figure: FigureBase | None = None) -> Any:
+    """
+    A row of image, ground truth and predictions for each sample of an evaluation.
+
+    Args:
+        samples: as `evaluate_model` returns them, at least one.
+        palette: as in `overlay`. Pixels without a label are black.
+        figure: a part of a figure to draw in; `None` stands for a new figure.
+    """
+    titles = {"image": "image", "reference": "ground truth", "prediction": "prediction", "refined": "refined"}
+    names = [name for name in titles if name in samples[0]]
+    if figure is None:
+        figure, axes = _panels(samples[0]["reference"].shape, len(names), len(samples))
+    else:
+        axes = figure.subplots(len(samples), len(names), squeeze=False)
+    for row, sample in zip(axes, samples):
+        _show(row[0], np.asarray(sample["image"]), f"image {sample['name']}".rstrip())
+        for axis, name in zip(row[1:], names[1:]):
+            _show(axis, color_label_map(sample[name], palette, unlabeled=(0, 0, 0)), titles[name])
     return figure
 
 

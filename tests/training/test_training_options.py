@@ -1,0 +1,224 @@
+# Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
+"""The options of the trainer, from files and command lines, and what they build."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from training_runs import EXAMPLES, TINY_MODEL, arguments, run
+
+from unept_hf import UneptForSemanticSegmentation
+from unept_hf.data.class_lists import available_class_lists, class_list_from_data, load_class_list
+from unept_hf.training import building
+from unept_hf.training.arguments import RunArguments, TrainingModelArguments, parse_arguments
+
+
+CONFIGS = sorted((EXAMPLES / "configs").glob("*.yaml"))
+
+
+def test_options_that_do_not_fit(tmp_path):
+    with pytest.raises(ValueError, match="fields that UneptConfig does not know: hiden_size"):
+        run(tmp_path, config_overrides='{"hiden_size": 3}')
+    with pytest.raises(ValueError, match=r"lr_scheduler_kwargs .* does not fit lr_scheduler_type cosine"):
+        run(tmp_path, lr_scheduler_type="cosine", lr_scheduler_kwargs='{"power": 0.9}')
+
+
+def test_command_line_wins_over_the_file(tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text(
+        "dataset_name: ade20k\noutput_dir: runs\nmax_steps: 100\nlearning_rate: 2e-4\nscale: [1024, 256]\n"
+        "config_overrides: {num_feature_levels: 1}\nphotometric_distortion: false\nclass_list: null\n"
+    )
+    model_args, data_args, run_args = parse_arguments([str(file), "--max_steps", "5", "--scale", "64", "32"])
+    assert (run_args.max_steps, run_args.learning_rate, run_args.output_dir) == (5, 2e-4, "runs")
+    assert (data_args.scale, data_args.photometric_distortion, data_args.class_list) == ([64, 32], False, None)
+    assert model_args.config_overrides == {"num_feature_levels": 1}
+    assert parse_arguments([str(file)])[2].max_steps == 100
+    file.with_suffix(".json").write_text(json.dumps({"dataset_name": "synthetic", "output_dir": "x", "seed": 3}))
+    assert parse_arguments([str(file.with_suffix(".json"))])[2].seed == 3
+
+
+@pytest.mark.parametrize("as_text", [False, True], ids=["mapping", "JSON"])
+def test_overrides_of_file_and_command_line_are_merged(as_text, tmp_path):
+    overrides = {"decoder_self_attention": "pointwise", "backbone_config": {"model_type": "x", "backbone": "a"}}
+    options = {"config_overrides": json.dumps(overrides) if as_text else overrides, "output_dir": "runs"}
+    file = tmp_path / "options.yaml"
+    file.write_text(yaml.safe_dump({**options, "dataset_name": "synthetic"}))
+    more = '{"num_sampling_points": 4, "backbone_config": {"backbone": "b"}}'
+    for words in (["--config_overrides", more], [f"--config-overrides={more}"]):
+        assert parse_arguments([str(file), *words])[0].config_overrides == {
+            "decoder_self_attention": "pointwise",
+            "backbone_config": {"model_type": "x", "backbone": "b"},
+            "num_sampling_points": 4,
+        }
+    with pytest.raises(ValueError, match="config_overrides is not JSON"):
+        parse_arguments([str(file), "--config_overrides", "{"])
+
+
+@pytest.mark.parametrize(
+    ("in_file", "words", "expected"),
+    [
+        ("use_pretrained_backbone: true", ["--backbone_checkpoint", "b.pth"], (False, "b.pth", None)),
+        ("backbone_checkpoint: b.pth", ["--use_pretrained_backbone"], (True, None, None)),
+        ("backbone_checkpoint: b.pth", ["--use_pretrained_backbone", "no"], (False, "b.pth", None)),
+        ("use_pretrained_backbone: true", ["--model_name_or_path", "model"], (False, None, "model")),
+        ("backbone_checkpoint: b.pth", ["--model_name_or_path", "model"], (False, None, "model")),
+        ("model_name_or_path: model", ["--backbone_checkpoint", "b.pth"], (False, "b.pth", None)),
+        ("model_name_or_path: model", ["--preset", "unept-tiny"], (False, None, None)),
+        ("model_name_or_path: model", ["--seed", "1"], (False, None, "model")),
+    ],
+)
+def test_what_a_model_starts_from_on_the_command_line_wins(in_file, words, expected, tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text(f"dataset_name: synthetic\noutput_dir: runs\n{in_file}\n")
+    args = parse_arguments([str(file), *words])[0]
+    assert (args.use_pretrained_backbone, args.backbone_checkpoint, args.model_name_or_path) == expected
+
+
+def test_two_things_to_start_from_exclude_each_other(tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text("dataset_name: a\noutput_dir: b\nuse_pretrained_backbone: true\nbackbone_checkpoint: c\n")
+    for words in ([str(file)], arguments(tmp_path, use_pretrained_backbone="yes", backbone_checkpoint="c")):
+        with pytest.raises(ValueError, match="exclude each other"):
+            parse_arguments(words)
+
+
+def test_paths_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    names = ("output_dir", "data_dir", "image_dir", "label_dir", "class_list", "resume_from_checkpoint")
+    options = {name: f"~/{name}" for name in (*names, "dataset_name")}
+    (tmp_path / "options.yaml").write_text(yaml.safe_dump(options))
+    for more in ("model_name_or_path", "backbone_checkpoint"):
+        parsed = parse_arguments(["~/options.yaml", f"--{more}=~/{more}"])
+        found = {key: value for one in parsed for key, value in vars(one).items()}
+        for name in (*options, more):
+            assert found[name] == os.path.join(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mixed_precision": "fp8"}, "mixed_precision must be"),
+        ({"evaluation_mode": "tiles"}, "evaluation_mode must be"),
+        ({"max_steps": 0}, "max_steps must be at least 1"),
+        ({"save_total_limit": -1}, "save_total_limit must be at least 0, got -1"),
+        ({"max_eval_images": 0}, "max_eval_images must be at least 1, got 0"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"scale": [512]}, "scale must be two positive numbers"),
+        ({"config_overrides": "{"}, "config_overrides is not JSON"),
+        ({"config_overrides": "[1]"}, "config_overrides must be a JSON object"),
+        ({"eval_fraction": 0.5, "streaming": True}, "eval_fraction cannot split a stream"),
+        ({"model_name_or_path": "x", "use_pretrained_backbone": True}, "brings its own backbone"),
+        ({"evaluate": False, "load_best_model_at_end": True}, "load_best_model_at_end needs evaluate"),
+        ({"crop_size": -64}, r"crop_size must be .* such as 480, got -64"),
+        ({"ratio_range": [0.5, "inf"]}, r"ratio_range must be two positive numbers, got \[0\.5, inf\]"),
+        ({"scale": [512, 0]}, "scale must be two positive numbers"),
+        ({"learning_rate": "nan"}, r"learning_rate must be a finite number from 0 on, such as 0\.0001, got nan"),
+        ({"max_grad_norm": "inf"}, "max_grad_norm must be a finite number"),
+        ({"lr_gamma": -0.1}, r"lr_gamma must be a finite number from 0 on, such as 0\.1, got -0\.1"),
+        (
+            {"torch_compile": True, "torch_compile_backend": "foo"},
+            "torch_compile_backend 'foo' is not one of .*inductor",
+        ),
+    ],
+)
+def test_options_that_can_not_be(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(arguments(tmp_path, **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_batch_size": 5, "gradient_accumulation_steps": 2}, "train_batch_size=5 cannot be shared"),
+        ({"crop_size": 36}, "crop_size=36 must be a multiple of 8"),
+        ({"report_to": ["trackio"]}, r"report_to=\['trackio'\]: not installed"),
+        ({"dataset_name": "ade20k", "data_dir": "nowhere"}, "nowhere"),
+        ({"resume_from_checkpoint": "nowhere"}, r"nowhere is not a checkpoint.* Name a folder checkpoint-<step>"),
+        ({"dataset_name": "image_folders", "data_dir": "."}, "needs class_list"),
+        ({"output_dir": __file__}, rf"{__file__} cannot be a directory, because {__file__} is a file"),
+        ({"output_dir": f"{__file__}/runs/a"}, rf"runs/a cannot be a directory, because {__file__} is a file"),
+        ({"model_name_or_path": "/nope"}, r"/nope is not a model directory .*nor owner/name on the Hub: it does not"),
+    ],
+)
+def test_runs_that_can_not_start(options, message, tmp_path):
+    with pytest.raises((ValueError, OSError), match=message):
+        run(**{"output_dir": tmp_path, **options})
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+@pytest.mark.parametrize("cpu", [True, False])
+def test_what_shares_weights_is_not_for_the_cpu(name, cpu, tmp_path, monkeypatch):
+    """Accelerate trains without it, and says nothing."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: cpu)
+    why = "cpu: true keeps the training off them: drop cpu, or" if cpu else "PyTorch finds none:"
+    with pytest.raises(ValueError, match=f"asks for {name}, which needs GPUs, but {why} launch without {name}"):
+        run(tmp_path, cpu=cpu, max_steps=1, evaluate=False)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configs_make_models(path):
+    model_args, data_args, run_args = parse_arguments([str(path)])
+    if data_args.dataset_name in available_class_lists():
+        class_list = load_class_list(data_args.dataset_name)
+    else:
+        class_list = class_list_from_data(["a", "b", "c"])
+    config = building.make_config(model_args, data_args.crop_size, class_list)
+    with torch.device("meta"):
+        model = UneptForSemanticSegmentation(config)
+    assert data_args.crop_size % model.model.size_divisor == 0
+    assert model.classifier.out_channels == len(class_list)
+    assert tuple(config.query_grid_size) == (data_args.crop_size // config.query_stride,) * 2
+    assert run_args.train_batch_size % run_args.gradient_accumulation_steps == 0
+    scheduler = building.make_scheduler(building.make_optimizer(model, run_args), run_args)
+    assert scheduler.get_last_lr()[0] <= run_args.learning_rate
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"num_feature_levels": 1, "use_spatial_branch": False, "use_boundary_heads": False},
+        {"use_spatial_branch": False, "use_boundary_heads": False},
+        {"use_boundary_heads": False},
+        {},
+        {"decoder_self_attention": "dense"},
+        {"decoder_self_attention": "pointwise"},
+    ],
+)
+def test_every_parameter_is_used(overrides):
+    """Otherwise data parallel training would wait for its gradient."""
+    model_args = TrainingModelArguments(preset="unept-tiny", config_overrides={**TINY_MODEL, **overrides})
+    model = UneptForSemanticSegmentation(building.make_config(model_args, 32, class_list_from_data(["a", "b"])))
+    labels = torch.zeros(2, 32, 32, dtype=torch.long)
+    labels[:, :, 16:] = 1
+    model(pixel_values=torch.randn(2, 3, 32, 32), labels=labels).loss.backward()
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+
+
+def test_learning_rates():
+    model = UneptForSemanticSegmentation.from_preset("unept-tiny", **TINY_MODEL)
+    run_args = RunArguments(
+        output_dir="x", max_steps=100, learning_rate=1e-3, warmup_steps=4, lr_milestones=[10, 20], weight_decay=0.02
+    )
+    optimizer = building.make_optimizer(model, run_args)
+    in_backbone = {name for name, _ in model.named_parameters() if name.startswith("model.backbone.")}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    others, backbone = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
+    assert backbone == in_backbone
+    assert others | backbone == set(names.values())
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.02}
+
+    scheduler = building.make_scheduler(optimizer, run_args)
+    rates = []
+    for _ in range(25):
+        rates.append(scheduler.get_last_lr())
+        optimizer.step()
+        scheduler.step()
+    expected = [0.25e-3, 0.5e-3, 0.75e-3] + [1e-3] * 7 + [1e-4] * 10 + [1e-5] * 5
+    np.testing.assert_allclose([rate for rate, _ in rates], expected)
+    np.testing.assert_allclose([rate for _, rate in rates], np.array(expected) / 10)
