@@ -278,7 +278,7 @@ class UneptConfig(PreTrainedConfig):
         Args:
             name (`str`):
                 `"unept-resnet50"` and `"unept-deit-base"` are the models of the paper,
-                `"unept-efficientnet-lite0"` has 4.5 million parameters, and `"unept-tiny"` is for tests. All four have
+                `"unept-efficientnet-lite0"` has 4.3 million parameters, and `"unept-tiny"` is for tests. All four have
                 deformable self-attention in the decoder, where the published results have `"pointwise"`.
             **kwargs:
                 Fields that replace the preset's, such as `num_labels` or `query_grid_size`.
