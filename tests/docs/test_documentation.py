@@ -62,6 +62,7 @@ NOTEBOOK_STAND_INS = {
     "TRAIN_SCENES = 300": "TRAIN_SCENES = 8",
     "EVAL_SCENES = 30": "EVAL_SCENES = 2",
     "https://raw.githubusercontent.com/unept-hf/unept-hf/main/docs/images/street.jpg": "photo.jpg",
+    "point=(320, 190)": "point=(60, 40)",
 }
 
 
