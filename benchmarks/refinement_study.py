@@ -84,7 +84,7 @@ def main() -> None:
         dataset = dataset.take(max_images)
     thin_classes = [name for name in study.thin_classes if name in classes.label2id]
     settings = settings_of(study)
-    totals = [MetricCounts.zeros(len(classes), TOLERANCES, ()) for _ in settings]
+    totals = [MetricCounts() for _ in settings]
 
     def measure(result, setting, reference):
         prediction = (result if setting is None else result.refined(**setting)).label_map.numpy()

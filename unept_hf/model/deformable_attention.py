@@ -48,9 +48,13 @@ _said: set[str] = set()
 
 
 class _Choice(threading.local):
-    """The backend of each thread. Not a `ContextVar`, which the graph compiler of older versions cannot read."""
+    """
+    The backend of each thread. Not a `ContextVar` and not an attribute of the class, which the graph compiler of older
+    versions cannot read, or takes for the value of all threads.
+    """
 
-    backend = os.environ.get("UNEPT_ATTENTION_BACKEND", "auto")
+    def __init__(self):
+        self.backend = os.environ.get("UNEPT_ATTENTION_BACKEND", "auto")
 
 
 _choice = _Choice()
