@@ -215,7 +215,7 @@ def test_gradient_checkpointing(backbone, decoder_self_attention, use_reentrant)
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)(
         {"use_reentrant": use_reentrant}
     )
-    assert model.is_activation_checkpointing
+    assert getattr(model, "is_activation_checkpointing", False) or model.is_gradient_checkpointing
     loss, actual = gradients()
     torch.testing.assert_close(loss, expected_loss, rtol=0, atol=0)
     for name in expected:
