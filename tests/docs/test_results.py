@@ -137,6 +137,19 @@ def sentences():
     later = [ablation(row, "mean_iou", "ablations_long-cpu") for row in (deformable, "full")]
     yield f"the lead is {later[0] - later[1]:.1f} points"
 
+    study = {
+        tuple((row["setting"] or {}).values()): row for row in plot_results.results_of("refinement_study-cpu")["rows"]
+    }
+    none, long, inside = study[()], study[0.5, 3, 0.0, False], study[0.7, 3, 0.0, True]
+    yield (
+        f"lower the mean IoU from {100 * none['mean_iou']:.1f} to {100 * long['mean_iou']:.1f}, and the IoU of poles "
+        f"from {100 * none['iou pole']:.1f} to {100 * long['iou pole']:.1f}"
+    )
+    yield (
+        f"keep the mean IoU at {100 * inside['mean_iou']:.1f}, and raise the boundary F1 at 1 pixel from "
+        f"{100 * none['boundary_f1_1px']:.1f} to {100 * inside['boundary_f1_1px']:.1f}"
+    )
+
     deit = latency("UN-EPT DeiT-B")
     yield (
         f"a forward pass of UN-EPT with DeiT-B is {latency('UperNet Swin-B') / deit:.1f} times as fast as one of "
