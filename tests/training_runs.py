@@ -144,9 +144,12 @@ def save_image(image: "Image.Image | np.ndarray", path: Path) -> None:
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path)
 
 
-def write_image_folders(folder: Path) -> None:
+def write_image_folders(folder: Path) -> dict:
+    """Writes eight images with masks, and returns the options that name them."""
     for index in range(8):
         image, label_map = scene(index)
         save_image(image, folder / "images" / f"{index}.jpg")
         save_image(label_map % 3, folder / "masks" / f"{index}.png")
-    (folder / "classes.json").write_text('["background", "cat", "dog"]')
+    class_list = folder / "classes.json"
+    class_list.write_text('["background", "cat", "dog"]')
+    return {"dataset_name": "image_folders", "data_dir": folder, "class_list": class_list}

@@ -109,10 +109,8 @@ def test_one_of_two_processes_tells_of_an_error(options, message, processes, tmp
 
 def test_the_other_process_has_no_traceback(processes, tmp_path):
     """One meets a bad mask, and the other one loses the connection."""
-    write_image_folders(tmp_path / "data")
+    options = write_image_folders(tmp_path / "data") | {"evaluate": False, "train_batch_size": 2}
     save_image(np.full(scene(3)[1].shape, 40, dtype=np.uint8), tmp_path / "data" / "masks" / "3.png")
-    options = {"dataset_name": "image_folders", "data_dir": tmp_path / "data", "evaluate": False}
-    options |= {"class_list": tmp_path / "data" / "classes.json", "train_batch_size": 2}
     errors = tmp_path / "errors"
     for process in start_together(processes, 2, arguments(tmp_path / "run", **options), errors=errors):
         process.join(60)
@@ -234,14 +232,11 @@ def test_two_trainings_in_one_folder(processes, tmp_path):
 
 def test_a_bad_mask_ends_the_process(processes, tmp_path):
     """Its data loader workers ignore signals, and Python waits for them. The error is one line all the same."""
-    write_image_folders(tmp_path / "data")
+    options = write_image_folders(tmp_path / "data") | {"evaluate": False, "dataloader_num_workers": 2}
     for index in range(6):
         save_image(np.full((64, 64), 40 + index, dtype=np.uint8), tmp_path / "data" / "masks" / f"{index}.png")
         save_image(np.zeros((64, 64, 3), dtype=np.uint8), tmp_path / "data" / "images" / f"{index}.jpg")
-    options = {"dataset_name": "image_folders", "data_dir": tmp_path / "data", "evaluate": False}
-    class_list = tmp_path / "data" / "classes.json"
-    options = arguments(tmp_path / "run", **options, class_list=class_list, dataloader_num_workers=2)
-    process = processes(options, errors=tmp_path / "errors")
+    process = processes(arguments(tmp_path / "run", **options), errors=tmp_path / "errors")
     process.join(60)
     assert process.exitcode == 1
     (line,) = told_errors(tmp_path / "errors")

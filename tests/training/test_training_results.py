@@ -259,13 +259,7 @@ def test_official_layouts_train_and_evaluate(dataset_name, write, num_labels, tm
 
 
 def test_image_folders_need_something_to_evaluate_on(tmp_path):
-    write_image_folders(tmp_path / "data")
-    options = {
-        "dataset_name": "image_folders",
-        "data_dir": tmp_path / "data",
-        "class_list": tmp_path / "data" / "classes.json",
-        "max_steps": 1,
-    }
+    options = write_image_folders(tmp_path / "data") | {"max_steps": 1}
     with pytest.raises(ValueError, match="eval_fraction takes a share of the training set"):
         run(tmp_path / "run", **options)
     run(tmp_path / "run", **options, eval_fraction=0.25)

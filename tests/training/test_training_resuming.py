@@ -269,15 +269,8 @@ def test_latest_without_a_checkpoint_starts_anew(tmp_path):
 
 
 def test_replaced_data_is_noticed(tmp_path, caplog):
-    write_image_folders(tmp_path / "data")
-    options = {
-        "dataset_name": "image_folders",
-        "data_dir": tmp_path / "data",
-        "class_list": tmp_path / "data" / "classes.json",
-        "max_steps": 1,
-        "evaluate": False,
-        "resume_from_checkpoint": "latest",
-    }
+    options = write_image_folders(tmp_path / "data")
+    options |= {"max_steps": 1, "evaluate": False, "resume_from_checkpoint": "latest"}
 
     def warnings_of_a_resume() -> list[str]:
         caplog.clear()

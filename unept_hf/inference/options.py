@@ -5,7 +5,7 @@ import itertools
 import math
 import numbers
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -49,9 +49,7 @@ class PredictionOptions:
         ValueError: for a value that cannot be used.
     """
 
-    mode: str = field(
-        default="whole", metadata={"help": "Whole images or sliding windows.", "choices": ["whole", "slide"]}
-    )
+    mode: str = option("whole", "Whole images or sliding windows.", choices=["whole", "slide"])
     crop_size: list[int] = option([480], "Size of the windows in pixels: one number, or height and width.")
     stride: list[int] = option([160], "Pixels between windows: one number, or rows and columns.")
     scales: list[float] = option([1.0], "Factors on the size of the images; one view each.")

@@ -44,6 +44,7 @@ except ImportError:  # a copy that came with a model's weights
 _AUTOMATIC = {"cpu": "cpu", "cuda": "triton"}
 # Asked once, because the graph compiler of older versions cannot look through the question.
 _AUTOCAST_DEVICES = {name for name in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(name)}
+_default_backend = os.environ.get("UNEPT_ATTENTION_BACKEND", "auto")
 _said: set[str] = set()
 
 
@@ -54,7 +55,7 @@ class _Choice(threading.local):
     """
 
     def __init__(self):
-        self.backend = os.environ.get("UNEPT_ATTENTION_BACKEND", "auto")
+        self.backend = _default_backend
 
 
 _choice = _Choice()
