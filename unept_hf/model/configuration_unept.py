@@ -120,6 +120,20 @@ class UneptConfig(PreTrainedConfig):
             Weight of the balanced cross entropy of the direction logits.
         refined_segmentation_loss_weight (`float`, *optional*, defaults to 1.0):
             Weight of the cross entropy of the refined logits.
+        dice_loss_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the Dice loss of the logits. Unlike the cross entropies, it and the Lovász loss hold the
+            probabilities of all classes at full size.
+        lovasz_loss_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the Lovász-Softmax loss of the logits.
+        class_weights (`tuple[float, ...]`, *optional*):
+            Weight of each class in the cross entropies of the logits and the refined logits, which are weighted means.
+        label_smoothing (`float`, *optional*, defaults to 0.0):
+            Share of the target that is spread over all classes in these cross entropies.
+        ohem_threshold (`float`, *optional*):
+            With it, these cross entropies count the hard pixels alone (online hard example mining): those whose label
+            has a probability below this value.
+        ohem_min_pixels (`int`, *optional*, defaults to 100000):
+            The least number of pixels that hard example mining counts, for each image of the batch.
         semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
             Label that no loss counts.
         loss_reduction (`str`, *optional*, defaults to `"valid"`):
@@ -190,6 +204,12 @@ class UneptConfig(PreTrainedConfig):
     boundary_loss_weight: float | int = 5.0
     direction_loss_weight: float | int = 0.6
     refined_segmentation_loss_weight: float | int = 1.0
+    dice_loss_weight: float | int = 0.0
+    lovasz_loss_weight: float | int = 0.0
+    class_weights: list[float | int] | tuple[float | int, ...] | None = None
+    label_smoothing: float | int = 0.0
+    ohem_threshold: float | int | None = None
+    ohem_min_pixels: int = 100_000
     semantic_loss_ignore_index: int = 255
     loss_reduction: Literal["valid", "all"] = "valid"
     direction_loss_region: Literal["predicted", "target"] = "predicted"
@@ -300,14 +320,24 @@ class UneptConfig(PreTrainedConfig):
         for name in (*sizes, "intermediate_size", "num_channels", "num_labels"):
             if getattr(self, name) < 1:
                 yield f"{name} must be at least 1, got {getattr(self, name)}."
-        weights = [f"{name}_loss_weight" for name in ("segmentation", "boundary", "direction", "refined_segmentation")]
+        losses = ("segmentation", "boundary", "direction", "refined_segmentation", "dice", "lovasz")
+        weights = [f"{name}_loss_weight" for name in losses]
         counts = ("encoder_layers", "decoder_layers", "min_boundary_class_pixels", "max_boundary_distance")
-        for name in (*counts, *weights):
+        for name in (*counts, "ohem_min_pixels", *weights):
             if not 0 <= getattr(self, name) < float("inf"):
                 yield f"{name} must be a finite number of at least 0, got {getattr(self, name)}."
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 yield f"{name} must lie in [0, 1), got {getattr(self, name)}."
+        if self.class_weights is not None:
+            if len(self.class_weights) != self.num_labels:
+                yield f"class_weights has {len(self.class_weights)} weights, but there are {self.num_labels} classes."
+            if not all(0 <= weight < float("inf") for weight in self.class_weights):
+                yield f"class_weights must be finite numbers of at least 0, got {list(self.class_weights)}."
+        if not 0 <= self.label_smoothing <= 1:
+            yield f"label_smoothing must lie in [0, 1], got {self.label_smoothing}."
+        if self.ohem_threshold is not None and not 0 < self.ohem_threshold <= 1:
+            yield f"ohem_threshold is a probability within (0, 1], got {self.ohem_threshold}."
         if self.refinement_score == "probability" and not 0 <= self.boundary_threshold <= 1:
             yield f"boundary_threshold is a probability within [0, 1], got {self.boundary_threshold}."
         if self.activation_function not in ACT2FN:
