@@ -73,6 +73,12 @@ def test_unknown_preset_lists_the_known_ones():
         ({"boundary_loss_weight": -3.0}, "boundary_loss_weight must be a finite number of at least 0, got -3.0"),
         ({"direction_loss_weight": float("nan")}, "direction_loss_weight must be a finite number"),
         ({"boundary_threshold": 2.0}, r"boundary_threshold is a probability within \[0, 1\], got 2.0"),
+        ({"num_labels": 3, "class_weights": [1, 2]}, "class_weights has 2 weights, but there are 3 classes"),
+        ({"num_labels": 2, "class_weights": [1, -2]}, r"class_weights must be .* at least 0, got \[1, -2\]"),
+        ({"label_smoothing": 1.5}, r"label_smoothing must lie in \[0, 1\], got 1.5"),
+        ({"ohem_threshold": 0}, r"ohem_threshold is a probability within \(0, 1\], got 0"),
+        ({"ohem_min_pixels": -1}, "ohem_min_pixels must be a finite number of at least 0, got -1"),
+        ({"dice_loss_weight": -1}, "dice_loss_weight must be a finite number of at least 0, got -1"),
     ],
 )
 def test_wrong_combinations_name_the_field_and_the_remedy(fields, message):
@@ -95,6 +101,13 @@ def test_wrong_combinations_name_the_field_and_the_remedy(fields, message):
 def test_wrong_types_and_choices(fields, message):
     with pytest.raises(StrictDataclassFieldValidationError, match=message):
         UneptConfig(**fields)
+
+
+def test_class_weights_belong_to_the_classes():
+    saved = UneptConfig.from_preset("unept-tiny", num_labels=2, class_weights=[1, 2]).to_dict()
+    assert UneptConfig.from_dict(saved).class_weights == [1, 2]
+    assert UneptConfig.from_dict(saved, num_labels=3).class_weights is None
+    assert UneptConfig.from_dict(saved, num_labels=3, class_weights=[1, 2, 3]).class_weights == [1, 2, 3]
 
 
 def test_a_misspelt_field_is_pointed_out(caplog):

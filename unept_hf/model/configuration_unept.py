@@ -275,7 +275,7 @@ class UneptConfig(PreTrainedConfig):
         count = len(config_dict.get("id2label") or {})
         if "id2label" in kwargs or "label2id" in kwargs or kwargs.get("num_labels", count) != count:
             # The file's fields of classes belong together.
-            for name in classes:
+            for name in (*classes, "class_weights"):
                 config_dict.pop(name, None)
         config_dict.update({name: kwargs.pop(name) for name in (*cls.__annotations__, *classes) if name in kwargs})
         return super().from_dict(config_dict, **kwargs)
