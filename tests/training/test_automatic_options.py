@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import yaml
+from training_runs import arguments
 
 from unept_hf.training import automatic_options as automatic
 from unept_hf.training.arguments import parse_arguments
@@ -80,15 +81,20 @@ def test_dry_run(photos):
     run = photos.parent / "runs" / "photos"
     assert PIL.Image.open(run / "first_crops.png").width > 800
     assert not (run / "model").exists()
-    words += [
-        "--max_steps",
-        "2",
-        "--train_batch_size",
-        "2",
-        "--gradient_accumulation_steps",
-        "1",
-        "--warmup_steps",
-        "0",
-    ]
+    words += ["--max_steps", "2", "--train_batch_size", "2", "--gradient_accumulation_steps", "1"]
+    words += ["--warmup_steps", "0"]
     assert main([*words, "--crop_size", "64", "--scale", "128", "64"])["mean_iou"] > 0
     assert (run / "model" / "config.json").is_file()
+
+
+def test_learning_rate_range(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        main(arguments(tmp_path, max_steps=60, lr_range_test=True))
+    assert "The loss falls fastest at a learning rate of" in caplog.text
+    rows = np.genfromtxt(tmp_path / "learning_rate_range.csv", delimiter=",", names=True)
+    rates, losses = rows["learning_rate"], rows["loss"]
+    assert rates[0] == pytest.approx(1e-6)
+    np.testing.assert_allclose(rates[1:] / rates[:-1], 1e5 ** (1 / 59))
+    assert rows["smoothed_loss"][1] == pytest.approx((0.9 * losses[0] + losses[1]) / 1.9)
+    assert PIL.Image.open(tmp_path / "learning_rate_range.png").width > 500
+    assert not (tmp_path / "model").exists() and not list(tmp_path.glob("checkpoint-*"))

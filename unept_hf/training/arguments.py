@@ -148,6 +148,7 @@ class OutputArguments:
     report_to: list[str] = option([], "Trackers: tensorboard, trackio, wandb.")
     run_name: str = option("unept", "Name of the project in the trackers.")
     dry_run: bool = option(False, "Load data and model, draw the crops of the first step, and stop.")
+    lr_range_test: bool = option(False, "Train 100 steps at rising learning rates, draw the loss, and stop.")
     disable_tqdm: bool = option(False, "Show no progress bars.")
     push_to_hub: bool = option(False, "Upload the final model.")
     hub_model_id: str | None = option(None, "Repository to upload to; the name of output_dir by default.")

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from ..files import make_directory
 from .arguments import parse_arguments
 from .checkpoints import latest_checkpoint, lock_folder
+from .learning_rate_range import learning_rate_range
 from .processes import end_workers, main_process_leads, make_accelerator
 from .trainer import SegmentationTrainer
 
@@ -65,7 +66,9 @@ def main(args: list[str] | None = None, program: str | None = None) -> dict[str,
             accelerator.end_training()
             return {}
         try:
-            if trainer.train():
+            if run_args.lr_range_test:
+                learning_rate_range(trainer)
+            elif trainer.train():
                 trainer.finish()
         except Exception as error:
             if not _is_full_disk(error):
