@@ -90,7 +90,7 @@ def test_dry_run(photos):
 def test_learning_rate_range(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         main(arguments(tmp_path, max_steps=60, lr_range_test=True))
-    assert "The loss falls fastest at a learning rate of" in caplog.text
+    assert "The loss is lowest at a learning rate of" in caplog.text
     rows = np.genfromtxt(tmp_path / "learning_rate_range.csv", delimiter=",", names=True)
     rates, losses = rows["learning_rate"], rows["loss"]
     assert rates[0] == pytest.approx(1e-6)

@@ -7,7 +7,6 @@ Source: Smith, "Cyclical Learning Rates for Training Neural Networks", section 3
 
 import csv
 import logging
-import math
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -32,7 +31,8 @@ def learning_rate_range(trainer: SegmentationTrainer) -> float:
     Trains up to 100 steps of a new trainer, and writes `learning_rate_range.csv` and `.png` into its `output_dir`.
 
     Returns:
-        The learning rate at which the smoothed loss falls fastest.
+        A tenth of the learning rate at which the smoothed loss is lowest: the point where it falls fastest depends more
+        on the noise.
 
     Raises:
         ValueError: when the loss is not finite, or has diverged, before it could fall.
@@ -64,24 +64,17 @@ def learning_rate_range(trainer: SegmentationTrainer) -> float:
             f"The loss is not finite after {len(smoothed)} steps at learning rates up to {_LOWEST:g}: check the data."
         )
     lowest = int(np.argmin(smoothed))
-    slopes = np.gradient(smoothed, np.log(rates))
-    fastest = int(np.argmin(slopes[: max(lowest, 1)]))
     if trainer.accelerator.is_main_process:
-        _write(trainer, rates, losses, smoothed, fastest, lowest)
+        _write(trainer, rates, losses, smoothed, lowest)
     logger.info(
-        f"The loss falls fastest at a learning rate of {rates[fastest]:.1e} and is lowest at {rates[lowest]:.1e}; the "
-        f"curve is in {trainer.output_dir / 'learning_rate_range.png'}. A usual choice is learning_rate="
-        f"{_one_digit(rates[fastest])} with warmup_steps."
+        f"The loss is lowest at a learning rate of {rates[lowest]:.1e}; the curve is in "
+        f"{trainer.output_dir / 'learning_rate_range.png'}. A usual choice is a tenth, learning_rate="
+        f"{rates[lowest] / 10:.0e}, with warmup_steps."
     )
-    return rates[fastest]
+    return rates[lowest] / 10
 
 
-def _one_digit(rate: float) -> str:
-    exponent = math.floor(math.log10(rate))
-    return f"{round(rate / 10**exponent):d}e{exponent:d}"
-
-
-def _write(trainer, rates: list[float], losses: list[float], smoothed: list[float], fastest: int, lowest: int) -> None:
+def _write(trainer, rates: list[float], losses: list[float], smoothed: list[float], lowest: int) -> None:
     with atomic_file(trainer.output_dir / "learning_rate_range.csv") as path, path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["learning_rate", "loss", "smoothed_loss"])
@@ -90,8 +83,8 @@ def _write(trainer, rates: list[float], losses: list[float], smoothed: list[floa
     axis = figure.subplots()
     axis.plot(rates, losses, color="0.75", linewidth=1, label="loss of a step")
     axis.plot(rates, smoothed, color="tab:blue", label="smoothed")
-    for place, label, marker in ((fastest, "falls fastest", "v"), (lowest, "is lowest", "o")):
-        axis.plot(rates[place], smoothed[place], marker, color="tab:orange", label=f"{label}: {rates[place]:.1e}")
+    axis.plot(rates[lowest], smoothed[lowest], "o", color="tab:orange", label=f"lowest: {rates[lowest]:.1e}")
+    axis.axvline(rates[lowest] / 10, color="tab:orange", linestyle=":", label=f"a tenth: {rates[lowest] / 10:.1e}")
     axis.set_xscale("log")
     axis.set_ylim(top=1.1 * max(losses[: max(lowest, 1)]), bottom=0.9 * min(losses))
     axis.set_xlabel("learning rate")
