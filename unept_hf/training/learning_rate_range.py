@@ -31,8 +31,8 @@ def learning_rate_range(trainer: SegmentationTrainer) -> float:
     Trains up to 100 steps of a new trainer, and writes `learning_rate_range.csv` and `.png` into its `output_dir`.
 
     Returns:
-        A tenth of the learning rate at which the smoothed loss is lowest: the point where it falls fastest depends more
-        on the noise.
+        A tenth of the learning rate at which the smoothed loss is lowest. The rate at which it falls fastest depends
+        more on noise.
 
     Raises:
         ValueError: when the loss is not finite, or has diverged, before it could fall.
