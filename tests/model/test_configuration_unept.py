@@ -11,6 +11,7 @@ from huggingface_hub.errors import (
 from transformers import AutoConfig, ResNetConfig, SwinConfig, TimmBackboneConfig
 
 from unept_hf import UneptConfig
+from unept_hf.model.configuration_unept import CONVENTIONS, PRESETS
 
 
 @pytest.mark.floor
@@ -45,6 +46,27 @@ def test_unknown_preset_lists_the_known_ones():
         ValueError, match=r"unept-large.*unept-deit-base, unept-efficientnet-lite0, unept-resnet50, unept-tiny"
     ):
         UneptConfig.from_preset("unept-large")
+
+
+def test_conventions():
+    corrected, original = CONVENTIONS["corrected"], CONVENTIONS["original"]
+    assert original.keys() - corrected.keys() == {"decoder_self_attention"}
+    default = UneptConfig.from_preset("unept-tiny", num_labels=5)
+    assert default.to_dict() == UneptConfig(**PRESETS["unept-tiny"], num_labels=5).to_dict()
+    assert {name: getattr(default, name) for name in corrected} == corrected
+    config = UneptConfig.from_preset("unept-tiny", conventions="original", num_labels=5)
+    differences = {name: value for name, value in config.to_dict().items() if default.to_dict()[name] != value}
+    assert differences == {name: value for name, value in original.items() if getattr(default, name) != value}
+    # What is given beside them wins over them.
+    config = UneptConfig.from_preset(
+        "unept-tiny", conventions="original", decoder_self_attention="pointwise", loss_reduction="valid"
+    )
+    assert (config.decoder_self_attention, config.loss_reduction) == ("pointwise", "valid")
+    assert config.refinement_score == "logit"
+    with pytest.raises(ValueError, match=r"^Unknown conventions '2021'; the choices are corrected, original\.$"):
+        UneptConfig.from_preset("unept-tiny", conventions="2021")
+    with pytest.raises(ValueError, match=r"use UneptConfig\.from_preset\(name, conventions=\.\.\.\)"):
+        UneptConfig(conventions="original")
 
 
 @pytest.mark.parametrize(

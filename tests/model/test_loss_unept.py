@@ -103,6 +103,52 @@ def test_bands_do_not_take_the_precision_of_autocast():
     torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), logits)[0])
 
 
+@pytest.mark.parametrize("per_process", [False, True])
+def test_classes_of_boundaries_are_balanced_over_all_processes_or_in_each(per_process, monkeypatch):
+    """Two processes with 64 pixels each, of which the other one only tells its counts."""
+    generator = torch.Generator().manual_seed(0)
+    logits, boundary_logits, direction_logits = (
+        torch.randn(1, channels, 8, 8, generator=generator, dtype=torch.float64) for channels in (5, 2, 8)
+    )
+    labels, boundary, direction = torch.zeros(3, 1, 8, 8, dtype=torch.int64)
+    labels[0, 0] = IGNORED
+    boundary[0, 0, :3] = 1
+    direction[0, 4:] = 1
+    # Of boundary classes, directions and labeled pixels, which differ in number.
+    other_counts = {2: [43, 21], 8: [0, 64, 0, 0, 0, 0, 0, 0], 1: 8}
+
+    def all_reduce(counts):
+        counts += torch.tensor(other_counts[counts.numel()])
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    config = UneptConfig.from_preset("unept-tiny", num_labels=5, balance_boundaries_per_process=per_process)
+    # Every pixel is predicted as boundary, so the direction loss counts all of them.
+    boundary_logits[:, 1] += 100
+    losses = segmentation_loss(
+        logits, labels, config, boundary_logits, direction_logits, boundary, direction, training=True
+    )
+
+    def balanced(logits, labels, counts, total):
+        """Weighted by 1 - counts / total, and divided by the sum of the weights in the mean of the processes."""
+        weights = 1 - torch.tensor(counts, dtype=torch.float64) / total
+        processes = total / 64
+        terms = weights[labels] * F.cross_entropy(logits, labels, reduction="none")
+        return terms.sum() * processes / (weights * torch.tensor(counts)).sum()
+
+    boundary_counts, direction_counts, total = [61, 3], [32, 32], 64
+    if not per_process:
+        boundary_counts, direction_counts, total = [61 + 43, 3 + 21], [32, 32 + 64], 128
+    expected = balanced(boundary_logits, boundary, boundary_counts, total)
+    torch.testing.assert_close(losses["boundary"], expected, rtol=1e-6, atol=0)
+    expected = balanced(direction_logits, direction, direction_counts + [0] * 6, total)
+    torch.testing.assert_close(losses["direction"], expected, rtol=1e-6, atol=0)
+    # 56 labeled pixels here and 8 there, whatever the balance.
+    expected = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum") / 32
+    torch.testing.assert_close(losses["segmentation"], expected, rtol=1e-6, atol=0)
+
+
 def bytes_of(function, *inputs):
     """The largest allocation of forward and backward, and all that is saved between them."""
     saved = []

@@ -1,12 +1,13 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
 The training augmentation of the paper (section 4.2), that of MMSegmentation: resize by a random ratio, random crop,
-flip, photometric distortion, normalization, padding; and the boundary targets of the crop.
+flip, photometric distortion, normalization, padding; and the boundary targets of the crop or, as in the original code,
+of the whole image.
 
 Random numbers come from PyTorch's global generator.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
@@ -186,7 +187,9 @@ class TrainingAugmentation:
         boundary_targets: Whether to make the targets of the boundary heads.
         max_boundary_distance: See `max_distance` of `boundary_targets`.
         ignore_unlabelled: See `boundary_targets`.
-        min_class_pixels: See `boundary_targets`.
+        min_class_pixels: See `boundary_targets`. With `boundary_targets_from="image"`, pixels of the image.
+        boundary_targets_from: "crop", or "image" for targets that are made from the whole label map, and resized,
+            cropped and flipped like it. A flip keeps the values of directions, as in the original code.
 
     Raises:
         ValueError: for arguments out of range, which may come from a command line; all of them are in one message.
@@ -207,6 +210,7 @@ class TrainingAugmentation:
         max_boundary_distance: int = 5,
         ignore_unlabelled: bool = True,
         min_class_pixels: int = 0,
+        boundary_targets_from: Literal["crop", "image"] = "crop",
     ):
         height, width = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
         requirements = {
@@ -230,6 +234,7 @@ class TrainingAugmentation:
                 "ignore_unlabelled": ignore_unlabelled,
                 "min_class_pixels": min_class_pixels,
             }
+        self.boundary_targets_from = boundary_targets_from
         self.transforms = v2.Compose(
             [
                 *([] if scale is None else [RandomRatioResize(scale, ratio_range)]),
@@ -244,8 +249,8 @@ class TrainingAugmentation:
     @classmethod
     def from_config(cls, config, image_processor, **kwargs) -> "TrainingAugmentation":
         """
-        The augmentation that goes with a model: boundary targets as the model would compute them from the labels, and
-        pixels normalized as its image processor does.
+        The augmentation that goes with a model: boundary targets with its conventions, and pixels normalized as its
+        image processor does.
 
         Args:
             config: `UneptConfig` of the model.
@@ -260,6 +265,7 @@ class TrainingAugmentation:
             "max_boundary_distance": config.max_boundary_distance,
             "ignore_unlabelled": config.ignore_unlabelled_boundaries,
             "min_class_pixels": config.min_boundary_class_pixels,
+            "boundary_targets_from": config.boundary_targets_from,
         }
         return cls(**{**options, **kwargs})
 
@@ -275,10 +281,19 @@ class TrainingAugmentation:
             `direction_map`, int64 `crop_size`, see `unept_hf.model.boundary.boundary_targets`.
         """
         pixels = tv_tensors.Image(F.pil_to_tensor(image))
-        pixels, mask = self.transforms(pixels, tv_tensors.Mask(torch.from_numpy(np.array(label_map))))
+        masks = [tv_tensors.Mask(torch.from_numpy(np.array(label_map)))]
+        if self.boundary_options is not None and self.boundary_targets_from == "image":
+            targets = boundary_targets(masks[0].as_subclass(Tensor), **self.boundary_options, has_padding=False)
+            masks.append(tv_tensors.Mask(torch.stack(targets)))
+        pixels, mask, *resized_targets = self.transforms(pixels, *masks)
         padding = [0, 0, *(full - side for full, side in zip(self.crop_size[::-1], mask.shape[::-1]))]
         labels = F.pad(mask, padding, fill=self.ignore_index).as_subclass(Tensor)
         example = {"pixel_values": F.pad(pixels, padding).as_subclass(Tensor), "labels": labels}
         if self.boundary_options is not None:
-            example["boundary_map"], example["direction_map"] = boundary_targets(labels, **self.boundary_options)
+            if resized_targets:
+                fill = self.ignore_index if self.boundary_options["ignore_unlabelled"] else 0
+                targets = F.pad(resized_targets[0], padding, fill=fill).as_subclass(Tensor).unbind()
+            else:
+                targets = boundary_targets(labels, **self.boundary_options)
+            example["boundary_map"], example["direction_map"] = targets
         return example

@@ -13,7 +13,7 @@ from transformers.backbone_utils import consolidate_backbone_kwargs_to_config
 from transformers.utils import logging
 
 
-__all__ = ["PRESETS", "UneptConfig"]
+__all__ = ["CONVENTIONS", "PRESETS", "UneptConfig"]
 
 logger = logging.get_logger(__name__)
 
@@ -63,6 +63,32 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Fields under one word, for training: the defaults, and what the original code of 2021 does. The decoder is part of
+# the weights, so only the original's conventions name one.
+CONVENTIONS: dict[str, dict[str, Any]] = {
+    "corrected": {
+        "loss_reduction": "valid",
+        "direction_loss_region": "predicted",
+        "refinement_score": "probability",
+        "boundary_align_corners": False,
+        "ignore_unlabelled_boundaries": True,
+        "min_boundary_class_pixels": 0,
+        "boundary_targets_from": "crop",
+        "balance_boundaries_per_process": False,
+    },
+    "original": {
+        "decoder_self_attention": "batch",
+        "loss_reduction": "all",
+        "direction_loss_region": "predicted",
+        "refinement_score": "logit",
+        "boundary_align_corners": True,
+        "ignore_unlabelled_boundaries": False,
+        "min_boundary_class_pixels": 100,
+        "boundary_targets_from": "image",
+        "balance_boundaries_per_process": True,
+    },
+}
+
 
 @strict
 class UneptConfig(PreTrainedConfig):
@@ -91,13 +117,15 @@ class UneptConfig(PreTrainedConfig):
         dropout (`float`, *optional*, defaults to 0.1):
             Dropout probability after the attention and in the feed-forward layers.
         attention_dropout (`float`, *optional*, defaults to 0.1):
-            Dropout probability of the attention weights of the dense decoder self-attention.
+            Dropout probability of the attention weights of the decoder self-attentions `"dense"` and `"batch"`.
         activation_function (`str`, *optional*, defaults to `"relu"`):
             Activation of the feed-forward layers.
         decoder_self_attention (`str`, *optional*, defaults to `"deformable"`):
             `"deformable"`: a query samples the query grid, which was best in our ablations; `"pointwise"`: a query
             sees only itself, as in the original code for a single image, so in its weights and the published
-            results; `"dense"`: every query sees every query.
+            results; `"dense"`: every query sees every query; `"batch"`: a fault of the original code, for repeating
+            its training: in training mode, a query sees the queries at its place in all images of the batch, and
+            otherwise only itself, as with `"pointwise"`.
         query_grid_size (`tuple[int, int]`, *optional*, defaults to `(60, 60)`):
             Height and width of the learned query embedding: one query for each cell of the training crop (480 / 8).
             Other input sizes interpolate it.
@@ -152,6 +180,14 @@ class UneptConfig(PreTrainedConfig):
         min_boundary_class_pixels (`int`, *optional*, defaults to 0):
             Classes with fewer pixels in an image count as unlabeled when boundary targets are computed from `labels`
             (100 in the original target generator).
+        boundary_targets_from (`str`, *optional*, defaults to `"crop"`):
+            What `TrainingAugmentation` makes boundary targets from: the `"crop"` after resizing and flipping, or the
+            whole label map of the `"image"` before it (original code). The targets are then resized, cropped and
+            flipped like labels, so their boundaries get wider with the image, and a flip keeps the values of
+            directions. The model and the image processor always make them from the labels that they get.
+        balance_boundaries_per_process (`bool`, *optional*, defaults to `False`):
+            Whether each process weighs the classes of boundaries and directions by their frequency among its own
+            pixels (original code) instead of among those of all processes.
         num_channels (`int`, *optional*, defaults to 3):
             Number of image channels.
 
@@ -193,7 +229,7 @@ class UneptConfig(PreTrainedConfig):
     dropout: float | int = 0.1
     attention_dropout: float | int = 0.1
     activation_function: str = "relu"
-    decoder_self_attention: Literal["pointwise", "dense", "deformable"] = "deformable"
+    decoder_self_attention: Literal["pointwise", "dense", "deformable", "batch"] = "deformable"
     query_grid_size: list[int] | tuple[int, ...] = (60, 60)
     use_spatial_branch: bool = True
     spatial_branch_channels: list[int] | tuple[int, ...] = (64, 128, 256)
@@ -217,6 +253,8 @@ class UneptConfig(PreTrainedConfig):
     boundary_align_corners: bool = False
     ignore_unlabelled_boundaries: bool = True
     min_boundary_class_pixels: int = 0
+    boundary_targets_from: Literal["crop", "image"] = "crop"
+    balance_boundaries_per_process: bool = False
     num_channels: int = 3
 
     def __post_init__(self, **kwargs):
@@ -225,6 +263,11 @@ class UneptConfig(PreTrainedConfig):
                 "use_pretrained_backbone is not part of the configuration, because weights are loaded into a model: "
                 "use UneptForSemanticSegmentation.from_preset(..., use_pretrained_backbone=True) or "
                 "model.load_pretrained_backbone()."
+            )
+        if "conventions" in kwargs:
+            raise ValueError(
+                "conventions is not a field of the configuration, because it stands for several fields: use "
+                "UneptConfig.from_preset(name, conventions=...)."
             )
         # A Hub folder's pointer to the code in it, which saving with the installed package would not write again.
         if __name__.startswith("unept_hf."):
@@ -291,7 +334,7 @@ class UneptConfig(PreTrainedConfig):
         return 2 ** len(self.spatial_branch_channels)
 
     @classmethod
-    def from_preset(cls, name: str, **kwargs) -> "UneptConfig":
+    def from_preset(cls, name: str, conventions: str = "corrected", **kwargs) -> "UneptConfig":
         """
         Configuration of a named model.
 
@@ -300,15 +343,21 @@ class UneptConfig(PreTrainedConfig):
                 `"unept-resnet50"` and `"unept-deit-base"` are the models of the paper,
                 `"unept-efficientnet-lite0"` has 4.3 million parameters, and `"unept-tiny"` is for tests. All four have
                 deformable self-attention in the decoder, where the published results have `"pointwise"`.
+            conventions (`str`, *optional*, defaults to `"corrected"`):
+                `"original"` sets the loss, its targets and the decoder's self-attention to what the original code
+                does in training; docs/fidelity.md lists the fields.
             **kwargs:
-                Fields that replace the preset's, such as `num_labels` or `query_grid_size`.
+                Fields that replace those of the preset and of the conventions, such as `num_labels` or
+                `query_grid_size`.
 
         Raises:
-            ValueError: for an unknown name.
+            ValueError: for an unknown name, or unknown conventions.
         """
         if name not in PRESETS:
             raise ValueError(f"Unknown preset {name!r}; the presets are {', '.join(sorted(PRESETS))}.")
-        return cls(**{**copy.deepcopy(PRESETS[name]), **kwargs})
+        if conventions not in CONVENTIONS:
+            raise ValueError(f"Unknown conventions {conventions!r}; the choices are {', '.join(CONVENTIONS)}.")
+        return cls(**{**copy.deepcopy(PRESETS[name]), **CONVENTIONS[conventions], **kwargs})
 
     def validate_fields(self):
         """Values that are out of range or do not fit together, all in one message."""

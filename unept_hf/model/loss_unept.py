@@ -324,7 +324,8 @@ def segmentation_loss(
         boundary_map: `(batch, height, width)`, int64, 0 or 1 or ignored.
         direction_map: `(batch, height, width)`, int64, 0..7 or ignored.
         training: whether pixels are counted over all processes of `torch.distributed`, each of which has a share of
-            the batch and must call this.
+            the batch and must call this. With `config.balance_boundaries_per_process`, this holds for the
+            segmentation terms only.
 
     Returns:
         `segmentation`; `dice` and `lovasz` where they have a weight; and with boundary logits `boundary`, `direction`
@@ -378,7 +379,8 @@ def segmentation_loss(
         )
         for tensor in (boundary_logits, direction_logits)
     )
-    boundary = balanced_cross_entropy(boundary_logits, boundary_map, ignore_index, training)
+    balance_globally = training and not config.balance_boundaries_per_process
+    boundary = balanced_cross_entropy(boundary_logits, boundary_map, ignore_index, balance_globally)
 
     boundary_probability = boundary_logits.detach().softmax(dim=1)[:, 1]
     if config.direction_loss_region == "predicted":
@@ -386,7 +388,7 @@ def segmentation_loss(
     else:
         region = boundary_map == 1
     direction = balanced_cross_entropy(
-        direction_logits, torch.where(region, direction_map, ignore_index), ignore_index, training
+        direction_logits, torch.where(region, direction_map, ignore_index), ignore_index, balance_globally
     )
 
     score = boundary_probability if config.refinement_score == "probability" else boundary_logits[:, 1]

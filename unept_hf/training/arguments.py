@@ -14,7 +14,7 @@ from transformers.hf_argparser import string_to_bool
 
 from ..arguments import merge_options, option, read_options, words_of_options
 from ..data.arguments import DatasetArguments
-from ..model.configuration_unept import PRESETS
+from ..model.configuration_unept import CONVENTIONS, PRESETS
 from .automatic_options import automatic_options
 
 
@@ -59,6 +59,12 @@ class TrainingModelArguments:
     """Which model to train."""
 
     preset: str = option("unept-resnet50", f"A new model: {', '.join(PRESETS)}.")
+    conventions: str | None = option(
+        None,
+        "corrected, or original: what the code of 2021 does in training, in the loss, its targets and the decoder. "
+        "It sets several fields of UneptConfig; config_overrides win over it. By default corrected for a new model, "
+        "and for a trained model those that it has.",
+    )
     config_overrides: dict[str, Any] | str | None = option(
         None,
         "Fields of UneptConfig that replace those of the preset or of the trained model, as JSON: "
@@ -82,6 +88,8 @@ class TrainingModelArguments:
             self.model_name_or_path = os.path.abspath(self.model_name_or_path)
         backbones = bool(self.use_pretrained_backbone) + bool(self.backbone_checkpoint)
         refuse(
+            self.conventions not in (None, *CONVENTIONS)
+            and f"conventions must be {' or '.join(CONVENTIONS)}, got {self.conventions!r}.",
             backbones > 1 and "use_pretrained_backbone and backbone_checkpoint exclude each other: choose one.",
             bool(backbones and self.model_name_or_path)
             and "model_name_or_path brings its own backbone weights: drop the options of the backbone.",

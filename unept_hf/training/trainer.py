@@ -95,6 +95,12 @@ class SegmentationTrainer:
         # Dropout draws other numbers in each process.
         set_seed(run_args.seed, device_specific=True)
         self.config = model.config
+        if self.config.decoder_self_attention == "batch" and self.piece_size != 2:
+            logger.warning(
+                f"With decoder_self_attention='batch', the {self.piece_size} crop(s) that a process takes at once "
+                "attend to each other. The original takes 2: train_batch_size / (processes x "
+                "gradient_accumulation_steps) should be 2."
+            )
         self.processor = UneptImageProcessor(
             **image_processor_options(model, model_args.model_name_or_path),
             size={"shortest_edge": min(data_args.scale), "longest_edge": max(data_args.scale)},
