@@ -242,6 +242,7 @@ def test_labels_that_do_not_fit_in_bytes():
         ({"ratio_range": (0.0, 0.5)}, "ratio_range"),
         ({"cat_max_ratio": 1.5}, "cat_max_ratio"),
         ({"flip_probability": -0.1}, "flip_probability"),
+        ({"boundary_targets_from": "images"}, "boundary_targets_from"),
     ],
 )
 def test_arguments_out_of_range(options, message):

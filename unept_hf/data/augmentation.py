@@ -221,6 +221,9 @@ class TrainingAugmentation:
             ),
             f"cat_max_ratio must lie within [0, 1], got {cat_max_ratio}.": 0 <= cat_max_ratio <= 1,
             f"flip_probability must lie within [0, 1], got {flip_probability}.": 0 <= flip_probability <= 1,
+            f"boundary_targets_from must be 'crop' or 'image', got {boundary_targets_from!r}.": (
+                boundary_targets_from in ("crop", "image")
+            ),
         }
         if not all(requirements.values()):
             raise ValueError(" ".join(problem for problem, is_met in requirements.items() if not is_met))
