@@ -237,12 +237,12 @@ def test_labels_that_do_not_fit_in_bytes():
     ("options", "message"),
     [
         ({"crop_size": 0}, "crop_size"),
+        ({"boundary_targets_from": "images"}, "boundary_targets_from"),
         ({"scale": (2048, 0)}, "scale"),
         ({"ratio_range": (2.0, 0.5)}, "ratio_range"),
         ({"ratio_range": (0.0, 0.5)}, "ratio_range"),
         ({"cat_max_ratio": 1.5}, "cat_max_ratio"),
         ({"flip_probability": -0.1}, "flip_probability"),
-        ({"boundary_targets_from": "images"}, "boundary_targets_from"),
     ],
 )
 def test_arguments_out_of_range(options, message):

@@ -1,8 +1,7 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
 The training augmentation of the paper (section 4.2), that of MMSegmentation: resize by a random ratio, random crop,
-flip, photometric distortion, normalization, padding; and the boundary targets of the crop or, as in the original code,
-of the whole image.
+flip, photometric distortion, normalization, padding; and the boundary targets of the crop.
 
 Random numbers come from PyTorch's global generator.
 """
@@ -185,11 +184,11 @@ class TrainingAugmentation:
         image_std: Standard deviation of each channel, for pixels in [0, 1].
         ignore_index: Label of unlabeled pixels in the label maps, and of padding.
         boundary_targets: Whether to make the targets of the boundary heads.
-        max_boundary_distance: See `max_distance` of `boundary_targets`.
-        ignore_unlabelled: See `boundary_targets`.
-        min_class_pixels: See `boundary_targets`. With `boundary_targets_from="image"`, pixels of the image.
         boundary_targets_from: "crop", or "image" for targets that are made from the whole label map, and resized,
             cropped and flipped like it. A flip keeps the values of directions, as in the original code.
+        max_boundary_distance: See `max_distance` of `boundary_targets`.
+        ignore_unlabelled: See `boundary_targets`.
+        min_class_pixels: See `boundary_targets`.
 
     Raises:
         ValueError: for arguments out of range, which may come from a command line; all of them are in one message.
@@ -207,23 +206,23 @@ class TrainingAugmentation:
         image_std: list[float] | tuple[float, ...] = IMAGENET_DEFAULT_STD,
         ignore_index: int = 255,
         boundary_targets: bool = True,
+        boundary_targets_from: Literal["crop", "image"] = "crop",
         max_boundary_distance: int = 5,
         ignore_unlabelled: bool = True,
         min_class_pixels: int = 0,
-        boundary_targets_from: Literal["crop", "image"] = "crop",
     ):
         height, width = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
         requirements = {
             f"crop_size must be a positive number or (height, width), got {crop_size}.": min(height, width) >= 1,
+            f"boundary_targets_from must be 'crop' or 'image', got {boundary_targets_from!r}.": (
+                boundary_targets_from in ("crop", "image")
+            ),
             f"scale must be two positive lengths in pixels, got {scale}.": scale is None or min(scale) >= 1,
             f"ratio_range must be (least, largest) with 0 < least <= largest, got {ratio_range}.": (
                 0 < ratio_range[0] <= ratio_range[1]
             ),
             f"cat_max_ratio must lie within [0, 1], got {cat_max_ratio}.": 0 <= cat_max_ratio <= 1,
             f"flip_probability must lie within [0, 1], got {flip_probability}.": 0 <= flip_probability <= 1,
-            f"boundary_targets_from must be 'crop' or 'image', got {boundary_targets_from!r}.": (
-                boundary_targets_from in ("crop", "image")
-            ),
         }
         if not all(requirements.values()):
             raise ValueError(" ".join(problem for problem, is_met in requirements.items() if not is_met))
@@ -265,10 +264,10 @@ class TrainingAugmentation:
             "image_std": image_processor.image_std,
             "ignore_index": config.semantic_loss_ignore_index,
             "boundary_targets": config.use_boundary_heads,
+            "boundary_targets_from": config.boundary_targets_from,
             "max_boundary_distance": config.max_boundary_distance,
             "ignore_unlabelled": config.ignore_unlabelled_boundaries,
             "min_class_pixels": config.min_boundary_class_pixels,
-            "boundary_targets_from": config.boundary_targets_from,
         }
         return cls(**{**options, **kwargs})
 
