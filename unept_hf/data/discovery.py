@@ -89,8 +89,8 @@ def find_dataset(data_dir: str | os.PathLike, progress: bool = True, **given: st
         findings = [f"{data_dir} has the layout of {name}, whose classes are known."]
         evaluation = _pairs_or_none(read_files, data_dir, "validation")
     else:
-        folders = {key: given[key] for key in ("image_dir", "label_dir", "label_suffix") if key in given}
-        layouts = [folders] if folders else [_as_options(*layout) for layout in _IMAGE_FOLDERS]
+        folders: dict[str, Any] = {key: value for key, value in given.items() if key != "class_list"}
+        layouts: list[dict[str, Any]] = [folders] if folders else [_as_options(*layout) for layout in _IMAGE_FOLDERS]
         found = [
             (pairs, one) for one in layouts if (pairs := _pairs_or_none(image_folder_files, data_dir, "train", one))
         ]
@@ -129,7 +129,7 @@ def _as_options(image_dir: str, label_dir: str, label_suffix: str | None) -> dic
     return options | ({"label_suffix": label_suffix} if label_suffix else {})
 
 
-def _pairs_or_none(read_files, data_dir: Path, split: str, options: dict[str, str] | None = None) -> FilePairs | None:
+def _pairs_or_none(read_files, data_dir: Path, split: str, options: dict[str, Any] | None = None) -> FilePairs | None:
     try:
         pairs = read_files(data_dir, split, **(options or {}))
     except ValueError:

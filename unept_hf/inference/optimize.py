@@ -2,6 +2,7 @@
 """A model that computes the same in less time, and can no longer be trained."""
 
 from collections import Counter
+from typing import Any
 
 import torch
 from timm.layers import BatchNormAct2d
@@ -39,26 +40,22 @@ def optimize_for_inference(model: UneptPreTrainedModel) -> UneptPreTrainedModel:
         )
     for convolution, normalization in _convolutions_before_batch_norms(model):
         dtype = convolution.weight.dtype
-        bias = convolution.bias
+        parameters: list[Any] = [
+            convolution.weight, convolution.bias, normalization.running_mean, normalization.running_var,
+            normalization.eps, normalization.weight, normalization.bias,
+        ]  # fmt: skip
+        parameters = [value.float() if isinstance(value, Tensor) else value for value in parameters]
         convolution.weight, convolution.bias = (
-            nn.Parameter(parameter.to(dtype), requires_grad=False)
-            for parameter in fuse_conv_bn_weights(
-                convolution.weight.float(),
-                None if bias is None else bias.float(),
-                normalization.running_mean.float(),
-                normalization.running_var.float(),
-                normalization.eps,
-                None if normalization.weight is None else normalization.weight.float(),
-                None if normalization.bias is None else normalization.bias.float(),
-            )
+            nn.Parameter(value.to(dtype), requires_grad=False) for value in fuse_conv_bn_weights(*parameters)
         )
         _replace(model, normalization)
-    model.requires_grad_(False).to(memory_format=torch.channels_last)
+    model.requires_grad_(False)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
 
     def refuse(*args, **kwargs):
         raise ValueError("A model after optimize_for_inference cannot be saved: save it before, and optimize a copy.")
 
-    model.save_pretrained = refuse
+    model.save_pretrained = refuse  # type: ignore[method-assign]
     return model
 
 
@@ -82,7 +79,7 @@ def _convolutions_before_batch_norms(model: UneptPreTrainedModel) -> list[tuple[
 
     hooks = [module.register_forward_hook(after) for module in model.modules() if isinstance(module, nn.Conv2d)]
     hooks += [module.register_forward_pre_hook(before) for module in model.modules() if isinstance(module, _BatchNorm)]
-    unept = model.base_model
+    unept: Any = model.base_model
     size = unept.fixed_image_size or (2 * unept.size_divisor, 2 * unept.size_divisor)
     try:
         model(torch.zeros(1, model.config.num_channels, *size, dtype=model.dtype, device=model.device))

@@ -289,14 +289,14 @@ def _labeled_pixels(probabilities: Tensor, labels: Tensor, ignore_index: int) ->
     return probabilities, F.one_hot(labels[labeled], probabilities.shape[1]).to(probabilities.dtype)
 
 
-def _hard_pixels(losses: Tensor, weights: Tensor, config: UneptConfig) -> Tensor:
+def _hard_pixels(losses: Tensor, weights: Tensor, probability: float, min_pixels: int) -> Tensor:
     """
-    Which pixels of `(batch, height, width)` count in online hard example mining: those whose label has a probability
-    below the threshold, and in any case so many of the hardest.
+    Which pixels of `(batch, height, width)` count in online hard example mining: those whose label has a lower
+    probability, and in any case so many of the hardest for each image.
     """
     hardness = losses / weights.clamp(min=torch.finfo(weights.dtype).tiny)  # before the class weights
-    least = min(config.ohem_min_pixels * len(hardness), hardness.numel())
-    threshold = hardness.new_tensor(-math.log(config.ohem_threshold))
+    least = min(min_pixels * len(hardness), hardness.numel())
+    threshold = hardness.new_tensor(-math.log(probability))
     if least > 0:
         threshold = torch.minimum(threshold, hardness.flatten().kthvalue(hardness.numel() - least + 1).values)
     return hardness >= threshold
@@ -348,7 +348,7 @@ def segmentation_loss(
         for loss in losses:
             counted = weights
             if config.ohem_threshold is not None:
-                hard = _hard_pixels(loss.detach(), weights, config)
+                hard = _hard_pixels(loss.detach(), weights, config.ohem_threshold, config.ohem_min_pixels)
                 loss, counted = loss * hard, weights * hard
             if config.loss_reduction == "all":
                 terms.append(loss.sum() / max(labels.numel(), 1))

@@ -269,7 +269,7 @@ def _automatic_file(args: list[str]) -> str | None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     names = ("data_dir", "image_dir", "label_dir", "label_suffix", "class_list", "output_dir", "dataset_name")
     for name in (*names, "cpu", "disable_tqdm"):
-        flag = {} if name in names else {"nargs": "?", "const": "yes"}
+        flag: dict[str, Any] = {} if name in names else {"nargs": "?", "const": "yes"}
         parser.add_argument(*{f"--{name}", f"--{name.replace('_', '-')}"}, dest=name, **flag)
     parser.add_argument("-h", "--help", action="store_true")
     given, _ = parser.parse_known_args(args)
