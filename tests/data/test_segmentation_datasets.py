@@ -163,6 +163,20 @@ def test_camvid(tmp_path, layout, caplog):
     assert classes.name == "camvid" and not warnings_of(caplog)
 
 
+@pytest.mark.parametrize("layout", ["segnet", "colors", "original"])
+def test_joined_splits_of_camvid(tmp_path, layout):
+    expected = fake_camvid(tmp_path, layout)
+    data, classes = load_segmentation_dataset("camvid", "train+validation", data_dir=str(tmp_path))
+    assert data["name"][:] == ["train/train_f000", "train/train_f001", "validation/val_f000"]
+    for index, split in ((0, "train"), (2, "val")):
+        assert np.array_equal(decode_example(data[index], classes)[1], expected[split])
+    for split in ("train+training", "train+", "train+val+valid"):
+        with pytest.raises(ValueError, match=r"split='train\+.*' must name each split once, such as"):
+            load_segmentation_dataset("camvid", split, data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=r"annotations for the splits train, val and test, not for 'extra'"):
+        load_segmentation_dataset("camvid", "train+extra", data_dir=str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("layout", "options"),
     [
@@ -400,6 +414,18 @@ def test_folders_with_splits(folders, class_file, layout):
         load_segmentation_dataset("image_folders", "test", **options)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_joined_splits_of_folders(folders, class_file, streaming):
+    """With an image of the same name in both."""
+    save_pair(folders / "images/val/a/1.JPG", folders / "masks/val/a/1.png", 2)
+    options = {"data_dir": str(folders), "class_list": class_file, "streaming": streaming}
+    data, _ = load_segmentation_dataset("image_folders", "val + train", **options)
+    assert [row["name"] for row in data] == ["val/a/1", "val/c/7", "train/a/1", "train/a/2", "train/b/1"]
+    shutil.rmtree(folders / "masks/val/a")
+    with pytest.raises(ValueError, match=r"1 file\(s\) have no counterpart: .*val/a/1\.JPG"):
+        load_segmentation_dataset("image_folders", "train+val", **options)
+
+
 def test_folders_without_splits(folders, class_file):
     options = {
         "image_dir": str(folders / "images/train"),
@@ -525,8 +551,25 @@ def test_stream_without_schema(load, folders, class_file, monkeypatch):
         load(dataset_name="someone/scenes", class_list=class_file, streaming=True, image_column="image")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_joined_splits_of_parquet(load, class_file, streaming):
+    data, _ = load("train+val", class_list=class_file, streaming=streaming)
+    assert [row["name"] for row in data] == [f"train+val-{index:06d}" for index in range(4)]
+    with pytest.raises(ValueError, match=r"no split 'test'\. Choose one of train, validation"):
+        load("train+test", class_list=class_file, streaming=streaming)
+
+
+def test_joined_splits_of_a_saved_data_set(load, repository, class_file, tmp_path):
+    files = {split: str(repository / f"data/{split}-00000-of-00001.parquet") for split in ("train", "validation")}
+    saved = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "cache"))
+    saved.save_to_disk(tmp_path / "saved")
+    data, _ = load("train+val", dataset_name=str(tmp_path / "saved"), class_list=class_file)
+    assert data["name"][:] == [f"train+val-{index:06d}" for index in range(4)]
+
+
 def test_slices(load, class_file):
     assert len(load("train[:2]", class_list=class_file)[0]) == 2
+    assert len(load("train[:2]+validation", class_list=class_file)[0]) == 3
     with pytest.raises(ValueError, match=r"split='train\[:2\]': slices need"):
         load("train[:2]", class_list=class_file, streaming=True)
 

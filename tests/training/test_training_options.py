@@ -14,7 +14,7 @@ from unept_hf import UneptForSemanticSegmentation
 from unept_hf.data.class_lists import available_class_lists, class_list_from_data, load_class_list
 from unept_hf.model.configuration_unept import CONVENTIONS
 from unept_hf.training import building
-from unept_hf.training.arguments import RunArguments, TrainingModelArguments, parse_arguments
+from unept_hf.training.arguments import RunArguments, TrainingModelArguments, common_splits, parse_arguments
 
 
 CONFIGS = sorted((EXAMPLES / "configs").glob("*.yaml"))
@@ -132,6 +132,11 @@ def test_paths_in_the_home_folder(tmp_path, monkeypatch):
         ({"eval_fraction": 0.5, "streaming": True}, "eval_fraction cannot split a stream"),
         ({"model_name_or_path": "x", "use_pretrained_backbone": True}, "brings its own backbone"),
         ({"evaluate": False, "load_best_model_at_end": True}, "load_best_model_at_end needs evaluate"),
+        (
+            {"train_split": "train+val", "load_best_model_at_end": True},
+            r"load_best_model_at_end needs images to choose .* train_split=train\+val takes the validation images",
+        ),
+        ({"train_split": "train+"}, r"split='train\+' must name each split once"),
         ({"crop_size": -64}, r"crop_size must be .* such as 480, got -64"),
         ({"ratio_range": [0.5, "inf"]}, r"ratio_range must be two positive numbers, got \[0\.5, inf\]"),
         ({"scale": [512, 0]}, "scale must be two positive numbers"),
@@ -147,6 +152,35 @@ def test_paths_in_the_home_folder(tmp_path, monkeypatch):
 def test_options_that_can_not_be(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         parse_arguments(arguments(tmp_path, **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "eval_split"),
+    [
+        ({}, "validation"),
+        ({"train_split": "train[:50%]"}, "validation"),
+        ({"train_split": "train+validation"}, None),
+        ({"train_split": "train+val[:50%]"}, None),
+        ({"train_split": "train+validation", "eval_split": "test"}, "test"),
+        ({"train_split": "train+validation", "eval_split": "validation"}, "validation"),
+    ],
+)
+def test_nothing_is_trained_and_evaluated_on_by_default(options, eval_split, tmp_path):
+    assert parse_arguments(arguments(tmp_path, **options))[1].eval_split == eval_split
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "common"),
+    [
+        ("train", "validation", []),
+        ("train+valid", "test+val", ["val"]),
+        ("train[:90%]", "train[90%:]", []),
+        ("train", "training[90%:]", ["training[90%:]"]),
+        ("train[:9]", "train[:9]", ["train[:9]"]),
+    ],
+)
+def test_common_splits(first, second, common):
+    assert common_splits(first, second) == common
 
 
 @pytest.mark.parametrize(

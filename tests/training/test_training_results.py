@@ -339,6 +339,27 @@ def test_streaming(tmp_path):
     assert log_of(tmp_path / "whole")[0] == log_of(tmp_path / "parts")[0]
 
 
+def test_training_on_train_and_validation(tmp_path, caplog):
+    """It evaluates on neither of them, and names the danger of test images."""
+    for split, number in (("train", 3), ("validation", 2), ("test", 1)):
+        for index in range(number):
+            image, label_map = scene(index)
+            save_image(image, tmp_path / "images" / split / f"{index}.jpg")
+            save_image(label_map % 3, tmp_path / "masks" / split / f"{index}.png")
+    (tmp_path / "classes.json").write_text('["a", "b", "c"]')
+    options = {"dataset_name": "image_folders", "data_dir": tmp_path, "class_list": tmp_path / "classes.json"}
+    options |= {"train_split": "train+validation", "max_steps": 1}
+    caplog.set_level("INFO")
+    assert run(tmp_path / "plain", **options) == {}
+    assert "No evaluation, because train_split=train+validation" in caplog.text
+    assert read_checkpoint(tmp_path / "plain/checkpoint-1")["num_examples"] == 5
+    assert not (tmp_path / "plain/best_model").exists()
+    assert run(tmp_path / "test", **options, eval_split="test")["num_images"] == 1
+    assert "eval_split=test: best_model is the one that is best on these test images" in caplog.text
+    run(tmp_path / "known", **options, eval_split="val")
+    assert "eval_split=val: the images of val are trained on too" in caplog.text
+
+
 def test_documented_trainer(monkeypatch, tmp_path):
     """transformers' own, as docs/training.md shows it."""
     text = (EXAMPLES.parent / "docs" / "training.md").read_text(encoding="utf-8")

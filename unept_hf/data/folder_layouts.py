@@ -19,6 +19,7 @@ __all__ = [
     "cityscapes_files",
     "image_folder_files",
     "pascal_context_files",
+    "split_parts",
     "split_spellings",
 ]
 
@@ -50,6 +51,19 @@ def split_spellings(split: str) -> tuple[str, ...]:
         if split in spellings:
             return (split, *(spelling for spelling in spellings if spelling != split))
     return (split,)
+
+
+def split_parts(split: str) -> list[str]:
+    """
+    The splits that "+" joins, as the library `datasets` spells it: "train+validation" gives "train" and "validation".
+
+    Raises:
+        ValueError: for a split without a name, or named twice.
+    """
+    parts = [part.strip() for part in split.split("+")]
+    if "" in parts or len({frozenset(split_spellings(part)) for part in parts}) < len(parts):
+        raise ValueError(f"split='{split}' must name each split once, such as train+validation.")
+    return parts
 
 
 def ade20k_files(data_dir: str | os.PathLike, split: str) -> FilePairs:

@@ -21,6 +21,7 @@ from .folder_layouts import (
     cityscapes_files,
     image_folder_files,
     pascal_context_files,
+    split_parts,
     split_spellings,
 )
 from .label_maps import decode_example, doubt_about_masks
@@ -72,7 +73,8 @@ def load_segmentation_dataset(
             folder of the official release (see `folder_layouts`); "image_folders" with `data_dir`, or `image_dir` and
             `label_dir`; "synthetic" or "synthetic_harbour"; or anything else that `datasets` loads: a repository of
             the Hub, a local folder of data files, or one that `save_to_disk` wrote.
-        split: Such as "train" or "validation". "training" and "val" mean the same.
+        split: Such as "train" or "validation", "training" and "val" mean the same; or several, joined by "+":
+            "train+validation".
         data_dir: See `dataset_name`. For a data set of the Hub, the folder in it to load.
         image_dir: For "image_folders": folder of the images, within `data_dir` if that is given. `{split}` in it
             is replaced by the split.
@@ -100,7 +102,8 @@ def load_segmentation_dataset(
     Returns:
         The data set with columns `image` and `label` (`datasets.Image(decode=False)`, as in the files; `label` holds
         the raw values of the annotation) and `name` (unique within the split, except in streams of the Hub with
-        several workers), and the class list. `decode_example` opens a row.
+        several workers; in folders of joined splits, it begins with the split), and the class list. `decode_example`
+        opens a row.
 
     Raises:
         ValueError: for options that do not fit together, missing folders, unpaired files, unknown splits and columns,
@@ -108,6 +111,7 @@ def load_segmentation_dataset(
     """
     is_synthetic, is_official = dataset_name in SYNTHETIC_THEMES, dataset_name in _OFFICIAL_LAYOUTS
     is_folder = is_official or dataset_name == "image_folders"
+    parts = split_parts(split)
     theme_split = next((name for name in split_spellings(split) if name in ("train", "validation")), split)
     problems = {
         f"image_dir, label_dir and label_suffix are for dataset_name='image_folders', not for '{dataset_name}'.": (
@@ -133,12 +137,17 @@ def load_segmentation_dataset(
         raise ValueError(" ".join(problem for problem, is_found in problems.items() if is_found))
 
     if is_folder:
-        if dataset_name == "image_folders":
-            files = image_folder_files(data_dir, split, image_dir, label_dir, label_suffix)
-        else:
-            files = _OFFICIAL_LAYOUTS[dataset_name](str(data_dir), split)
         classes = load_class_list(class_list or dataset_name)
-        data = _from_files(files, skip_unreadable)
+        loaded = []
+        for part in parts:
+            if dataset_name == "image_folders":
+                files = image_folder_files(data_dir, part, image_dir, label_dir, label_suffix)
+            else:
+                files = _OFFICIAL_LAYOUTS[dataset_name](str(data_dir), part)
+            if len(parts) > 1:  # two splits can have files of one name
+                files = files._replace(names=[f"{part}/{name}" for name in files.names])
+            loaded.append(_from_files(files, skip_unreadable))
+        data = datasets.concatenate_datasets(loaded)
     elif is_synthetic:
         classes = load_class_list(dataset_name)
         size = (synthetic_scene_size, synthetic_scene_size)
@@ -152,12 +161,13 @@ def load_segmentation_dataset(
             "token": token,
             "data_dir": data_dir and os.path.expanduser(data_dir),
         }
-        data = _load(dataset_name, dataset_config_name, split, streaming, num_proc, source)
+        data = _load(dataset_name, dataset_config_name, parts, streaming, num_proc, source)
         # A stream of files may have no schema.
         columns, features = list(data.features or next(iter(data))), data.features
         _check_columns(dataset_name, columns, features, image_column=image_column, label_column=label_column)
         classes = _find_class_list(class_list, dataset_name, features, revision, token)
-        data = _with_our_columns(data, image_column, label_column, split.partition("[")[0])
+        names = "+".join(part.partition("[")[0] for part in parts)
+        data = _with_our_columns(data, image_column, label_column, names)
 
     if isinstance(data, datasets.Dataset):
         places = np.linspace(0, len(data) - 1, min(len(data), _MASKS_READ)).round().astype(int)
@@ -203,13 +213,15 @@ def _from_files(files: FilePairs, skip_unpaired: bool) -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns, features=_FEATURES)
 
 
-def _load(dataset_name, dataset_config_name, split, streaming, num_proc, source):
-    """The split of a data set that the library `datasets` can load, under its own spelling."""
+def _load(dataset_name, dataset_config_name, parts, streaming, num_proc, source):
+    """The splits of a data set that the library `datasets` can load, under its own spelling."""
     if Path(dataset_name, "dataset_dict.json").is_file() or Path(dataset_name, "state.json").is_file():
         saved = datasets.load_from_disk(dataset_name)
         if isinstance(saved, datasets.Dataset):
             saved = {str(saved.split or "train"): saved}
-        return saved[_find_split(dataset_name, split, list(saved), sliceable=False)]
+        return datasets.concatenate_datasets(
+            [saved[_find_split(dataset_name, part, list(saved), sliceable=False)] for part in parts]
+        )
 
     try:
         known = datasets.get_dataset_split_names(dataset_name, dataset_config_name, **source)
@@ -222,7 +234,7 @@ def _load(dataset_name, dataset_config_name, split, streaming, num_proc, source)
     return datasets.load_dataset(
         dataset_name,
         dataset_config_name,
-        split=_find_split(dataset_name, split, known, sliceable=not streaming),
+        split="+".join(_find_split(dataset_name, part, known, sliceable=not streaming) for part in parts),
         streaming=streaming,
         num_proc=None if streaming else num_proc,
         **source,

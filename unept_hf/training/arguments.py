@@ -14,6 +14,7 @@ from transformers.hf_argparser import string_to_bool
 
 from ..arguments import merge_options, option, read_options, words_of_options
 from ..data.arguments import DatasetArguments
+from ..data.folder_layouts import split_parts, split_spellings
 from ..model.configuration_unept import CONVENTIONS, PRESETS
 from .automatic_options import automatic_options
 
@@ -24,6 +25,7 @@ __all__ = [
     "RunArguments",
     "TrainingDataArguments",
     "TrainingModelArguments",
+    "common_splits",
     "parse_arguments",
     "refuse",
 ]
@@ -102,8 +104,10 @@ class TrainingDataArguments(DatasetArguments):
 
     num_synthetic_scenes: int = option(2000, "For synthetic: number of training scenes.")
     num_synthetic_eval_scenes: int = option(200, "For synthetic: number of held-out scenes.")
-    train_split: str = option("train", "Split to train on.")
-    eval_split: str = option("validation", "Split to evaluate on.")
+    train_split: str = option("train", "Split to train on, or several, joined by +: train+validation.")
+    eval_split: str | None = option(
+        None, "Split to evaluate on; validation by default, or none where train_split has it already."
+    )
     eval_fraction: float = option(0.0, "Evaluate on this share of the training split, and do not train on it.")
     shuffle_buffer_size: int = option(1000, "With streaming: number of examples among which the next one is drawn.")
     crop_size: int = option(480, "Height and width of the training crops in pixels.")
@@ -118,6 +122,8 @@ class TrainingDataArguments(DatasetArguments):
 
     def __post_init__(self):
         _expand_paths(self, "dataset_name", "data_dir", "image_dir", "label_dir", "class_list")
+        if self.eval_split is None and not common_splits(self.train_split, "validation"):
+            self.eval_split = "validation"
         pairs = {"scale": self.scale, "ratio_range": self.ratio_range}
         refuse(
             not 0 <= self.eval_fraction < 1 and f"eval_fraction must lie in [0, 1), got {self.eval_fraction}.",
@@ -131,6 +137,17 @@ class TrainingDataArguments(DatasetArguments):
                 if len(pair) != 2 or not all(0 < value < math.inf for value in pair)
             ),
         )
+
+
+def common_splits(first: str, second: str) -> list[str]:
+    """The parts of the second split that have images of the first one too. Two slices of one split count as apart."""
+    return [
+        part
+        for part in split_parts(second)
+        for other in split_parts(first)
+        if part.partition("[")[0] in split_spellings(other.partition("[")[0])
+        and ("[" not in part or "[" not in other or part.partition("[")[2] == other.partition("[")[2])
+    ]
 
 
 @dataclass
@@ -323,4 +340,11 @@ def parse_arguments(
         )
         args = _words_of_both(options, args)  # so that both are read and checked in the same way
     model_args, data_args, run_args, _ = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
+    refuse(
+        run_args.load_best_model_at_end
+        and not (data_args.eval_split or data_args.eval_fraction)
+        and "load_best_model_at_end needs images to choose the best model by, but "
+        f"train_split={data_args.train_split} takes the validation images for training: drop load_best_model_at_end, "
+        "and the model of the last step is the final one; or hold images out with eval_fraction."
+    )
     return model_args, data_args, run_args

@@ -18,7 +18,7 @@ from ..model.backbone_unept import plain_tensors
 from ..model.configuration_unept import CONVENTIONS, UneptConfig
 from ..model.image_processing_unept import UneptImageProcessor
 from ..model.modeling_unept import UneptForSemanticSegmentation
-from .arguments import RunArguments, TrainingDataArguments, TrainingModelArguments, refuse
+from .arguments import RunArguments, TrainingDataArguments, TrainingModelArguments, common_splits, refuse
 
 
 __all__ = ["image_processor_options", "load_data", "load_model", "make_config", "make_optimizer", "make_scheduler"]
@@ -40,6 +40,22 @@ def load_data(
         return train_set, eval_set if run_args.evaluate else None, class_list
     if not run_args.evaluate:
         return train_set, None, class_list
+    if data_args.eval_split is None:
+        logger.info(
+            f"No evaluation, because train_split={data_args.train_split} takes the validation images for training. "
+            "Measure the final model with unept-hf evaluate --split test."
+        )
+        return train_set, None, class_list
+    if common := common_splits(data_args.train_split, data_args.eval_split):
+        logger.warning(
+            f"eval_split={data_args.eval_split}: the images of {', '.join(common)} are trained on too, so the metrics "
+            "say nothing about other images."
+        )
+    if common_splits("test", data_args.eval_split):
+        logger.warning(
+            f"eval_split={data_args.eval_split}: best_model is the one that is best on these test images, so their "
+            "metrics are too good for other images. Report those of the last step, without load_best_model_at_end."
+        )
     source["num_synthetic_scenes"] = data_args.num_synthetic_eval_scenes
     try:
         eval_set, _ = load_segmentation_dataset(split=data_args.eval_split, **source)
