@@ -149,6 +149,12 @@ for levels in (1, 3):
         grid = both(TABLE_6, num_feature_levels=levels, num_sampling_points=points)
         RECIPES[f"ablation_table6_levels{levels}_points{points}"] = {**SPATIAL_PATH, **grid}
 
+# Not of the paper: recipes of later backbones, which nobody has trained.
+LATER = {
+    f"ade20k_{backbone}_40k"
+    for backbone in ("convnext_tiny", "dinov2_base", "dinov2_small", "dinov3_base", "dinov3_small")
+}
+
 # Options that say where things are, or under which others they stand.
 PLACES = {"base", "data_dir", "output_dir", "preset", "model_type"} | {
     "config_overrides",
@@ -171,7 +177,26 @@ def values_of(name):
 
 def test_every_row_of_the_paper_has_its_file():
     prefixes = ("ablation_", "ade20k_", "cityscapes_", "pascal_context_")
-    assert {path.stem for path in CONFIGS.glob("*.yaml") if path.stem.startswith(prefixes)} == RECIPES.keys()
+    assert {path.stem for path in CONFIGS.glob("*.yaml") if path.stem.startswith(prefixes)} == RECIPES.keys() | LATER
+
+
+@pytest.mark.parametrize("name", sorted(LATER))
+def test_recipes_of_later_backbones_say_what_they_are(name):
+    text = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
+    assert "# Run by us: no. Nobody has trained this model, so its accuracy is not known." in text
+    values = values_of(name)
+    assert values["preset"].replace("-", "_") == f"unept_{name.removeprefix('ade20k_').removesuffix('_40k')}"
+    assert (values["max_steps"], values["mixed_precision"], values["lr_scheduler_type"]) == (
+        40_000,
+        "bf16",
+        "polynomial",
+    )
+    assert values["use_pretrained_backbone"] and values["warmup_steps"] and values["layer_decay"] < 1
+    assert values["output_dir"] == f"runs/{name}"
+    # The public settings of ConvNeXt-T: 0.9 ** 3 in its last stage, 0.9 ** 7 in the stem, 18 layers below.
+    if name == "ade20k_convnext_tiny_40k":
+        assert values["backbone_lr_multiplier"] == pytest.approx(0.9**3, rel=0.01)
+        assert values["backbone_lr_multiplier"] * values["layer_decay"] ** 18 == pytest.approx(0.9**7, rel=0.01)
 
 
 @pytest.mark.parametrize("name", RECIPES)

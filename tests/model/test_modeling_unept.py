@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+import re
 import traceback
 
 import pytest
@@ -16,6 +17,7 @@ from transformers import ConvNextConfig, Dinov2Config, FocalNetConfig, PvtV2Conf
 from unept_hf import UneptConfig, UneptForSemanticSegmentation, UneptImageProcessor, UneptModel
 from unept_hf.inference.segment import segment
 from unept_hf.model.boundary import boundary_targets
+from unept_hf.model.configuration_unept import PRESETS
 from unept_hf.model.loss_unept import balanced_cross_entropy
 from unept_hf.model.modeling_unept import UneptDeformableAttention, UneptMLP
 
@@ -69,6 +71,10 @@ def test_preset_of_few_parameters(fields, stride):
         ("unept-resnet50", 8, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ("unept-deit-base", 16, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ("unept-efficientnet-lite0", 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        # Patches of 14 pixels and queries of 8.
+        ("unept-dinov2-small", 56, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("unept-dinov3-small", 16, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("unept-convnext-tiny", 32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ],
 )
 def test_image_processor_of_a_new_model(name, divisor, mean, std):
@@ -76,6 +82,25 @@ def test_image_processor_of_a_new_model(name, divisor, mean, std):
         model = UneptForSemanticSegmentation(UneptConfig.from_preset(name))
     processor = UneptImageProcessor(**model.image_processor_options())
     assert (processor.size_divisor, processor.image_mean, processor.image_std) == (divisor, mean, std)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in PRESETS if re.search("dino|convnext", name)])
+def test_later_presets_compute_and_survive_saving(name, tmp_path):
+    """Also the frequencies of rotary positions, which are no weights."""
+    model = UneptForSemanticSegmentation.from_preset(name, num_labels=5)
+    side = 2 * model.model.size_divisor
+    model(images(1, side, side), labels=torch.zeros(1, side, side, dtype=torch.long)).loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    model.eval().save_pretrained(tmp_path)
+    loaded = UneptForSemanticSegmentation.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        logits = model(images(1, side, side + model.model.size_divisor)).logits
+        assert torch.equal(loaded(images(1, side, side + model.model.size_divisor)).logits, logits)
+    assert logits.shape == (1, 5, side // 8, (side + model.model.size_divisor) // 8)
+    # As docs/training.md says.
+    license = timm.get_pretrained_cfg(model.config.backbone_config.backbone).license
+    assert license == ("dinov3-license" if "dinov3" in name else "apache-2.0")
 
 
 def test_image_processor_of_a_backbone_of_transformers():

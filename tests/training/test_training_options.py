@@ -6,11 +6,14 @@ import os
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
+from timm.optim import param_groups_layer_decay
 from training_runs import EXAMPLES, TINY_MODEL, arguments, run
+from transformers import ResNetConfig
 
-from unept_hf import UneptForSemanticSegmentation
+from unept_hf import UneptConfig, UneptForSemanticSegmentation
 from unept_hf.data.class_lists import available_class_lists, class_list_from_data, load_class_list
 from unept_hf.model.configuration_unept import CONVENTIONS
 from unept_hf.training import building
@@ -95,6 +98,57 @@ def test_what_a_model_starts_from_on_the_command_line_wins(in_file, words, expec
     assert (args.use_pretrained_backbone, args.backbone_checkpoint, args.model_name_or_path) == expected
 
 
+@pytest.mark.parametrize(
+    ("in_file", "words", "expected"),
+    [
+        ({"backbone": "a"}, ["--backbone", "b"], ("b", None, {"dropout": 0.0})),
+        ({"backbone": "a"}, ["--preset", "unept-tiny"], (None, None, {"dropout": 0.0})),
+        ({"backbone": "a"}, ["--model_name_or_path", "m"], (None, "m", {"dropout": 0.0})),
+        ({"model_name_or_path": "m"}, ["--backbone", "b"], ("b", None, {"dropout": 0.0})),
+        (
+            {
+                "config_overrides": {
+                    "dropout": 0.0,
+                    "backbone_config": {"backbone": "a", "model_args": {"img_size": 480}},
+                }
+            },
+            ["--backbone", "b", "--config_overrides", '{"hidden_size": 64}'],
+            ("b", None, {"dropout": 0.0, "hidden_size": 64}),
+        ),
+    ],
+)
+def test_the_backbone_of_the_command_line_wins(in_file, words, expected, tmp_path):
+    file = tmp_path / "options.yaml"
+    options = {"dataset_name": "synthetic", "output_dir": "runs", "config_overrides": {"dropout": 0.0}}
+    file.write_text(yaml.safe_dump({**options, **in_file}))
+    args = parse_arguments([str(file), *words])[0]
+    assert (args.backbone, args.model_name_or_path, args.config_overrides) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "indices"),
+    [
+        ("vit_tiny_patch16_224", {}, [3, 7, 11]),
+        ("vit_tiny_patch16_224", {"num_feature_levels": 1}, [11]),
+        ("vit_tiny_patch16_224", {"backbone_config": {"model_args": {"depth": 6}}}, [1, 3, 5]),
+        ("convnext_atto", {}, [1, 2, 3]),
+        ("convnext_atto", {"backbone_config": {"out_indices": [0, 1, 2]}}, [0, 1, 2]),
+    ],
+)
+def test_backbone_in_place_of_that_of_a_preset(name, overrides, indices):
+    model_args = TrainingModelArguments(preset="unept-tiny", backbone=name, config_overrides=overrides)
+    config = building.make_config(model_args, 64, class_list_from_data(["a", "b"]))
+    backbone = config.backbone_config
+    assert (backbone.backbone, list(backbone.out_indices), config.hidden_size) == (name, indices, 64)
+    assert getattr(backbone, "output_stride", None) is None  # the preset's
+    assert (backbone.to_dict().get("model_args") or {}) == overrides.get("backbone_config", {}).get("model_args", {})
+
+
+def test_backbone_that_timm_does_not_know():
+    with pytest.raises(ValueError, match=r"backbone=convnext_tinny .*Did you mean convnext_tiny.*timm\.list_models"):
+        building.make_config(TrainingModelArguments(backbone="convnext_tinny"), 64, class_list_from_data(["a", "b"]))
+
+
 def test_two_things_to_start_from_exclude_each_other(tmp_path):
     file = tmp_path / "options.yaml"
     file.write_text("dataset_name: a\noutput_dir: b\nuse_pretrained_backbone: true\nbackbone_checkpoint: c\n")
@@ -142,6 +196,12 @@ def test_paths_in_the_home_folder(tmp_path, monkeypatch):
         ({"scale": [512, 0]}, "scale must be two positive numbers"),
         ({"learning_rate": "nan"}, r"learning_rate must be a finite number from 0 on, such as 0\.0001, got nan"),
         ({"max_grad_norm": "inf"}, "max_grad_norm must be a finite number"),
+        ({"layer_decay": 0}, r"layer_decay must lie in \(0, 1\], got 0"),
+        ({"model_name_or_path": "x", "backbone": "convnext_atto"}, "brings its own backbone"),
+        (
+            {"backbone": "convnext_atto", "config_overrides": {"backbone_config": {"backbone": "resnet18"}}},
+            "backbone=convnext_atto and the backbone_config of config_overrides both name a backbone",
+        ),
         ({"lr_gamma": -0.1}, r"lr_gamma must be a finite number from 0 on, such as 0\.1, got -0\.1"),
         (
             {"torch_compile": True, "torch_compile_backend": "foo"},
@@ -275,3 +335,63 @@ def test_learning_rates():
     expected = [0.25e-3, 0.5e-3, 0.75e-3] + [1e-3] * 7 + [1e-4] * 10 + [1e-5] * 5
     np.testing.assert_allclose([rate for rate, _ in rates], expected)
     np.testing.assert_allclose([rate for _, rate in rates], np.array(expected) / 10)
+
+
+def rates_of(backbone_config, **options):
+    """The learning rate of each parameter that is trained, by its name."""
+    with torch.device("meta"):
+        model = UneptForSemanticSegmentation(UneptConfig.from_preset("unept-tiny", backbone_config=backbone_config))
+    optimizer = building.make_optimizer(model, RunArguments(output_dir="x", **options))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("name", "model_args", "indices", "above"),
+    [
+        (
+            "vit_tiny_patch16_224",
+            {"depth": 3, "embed_dim": 24, "num_heads": 2},
+            [0, 1, 2],
+            {
+                **{"model.blocks.2": 0, "model.blocks.1": 1, "model.blocks.0": 2},
+                **{"model.cls_token": 3, "model.pos_embed": 3, "model.patch_embed": 3},
+            },
+        ),
+        (
+            "convnext_atto",
+            {"depths": [1, 1, 2, 1], "dims": [8, 16, 24, 32]},
+            [1, 2, 3],
+            {
+                **{"stages_3": 0, "stages_2.blocks.1": 1, "stages_2.blocks.0": 2, "stages_2.downsample": 2},
+                **{"stages_1": 3, "stages_0": 4, "stem_0": 5, "stem_1": 5},
+            },
+        ),
+    ],
+    ids=["names below a prefix", "names with underscores"],
+)
+def test_learning_rates_of_layers(name, model_args, indices, above):
+    """As in timm's own layer-wise decay, where a classifier is the layer above the last block."""
+    backbone = {"model_type": "timm_backbone", "backbone": name, "out_indices": indices, "model_args": model_args}
+    rates = rates_of(backbone, learning_rate=1e-2, backbone_lr_multiplier=0.5, layer_decay=0.1)
+    expected = {}
+    for parameter in rates:
+        expected[parameter] = 1e-2
+        if parameter.startswith(start := "model.backbone._backbone."):
+            rest = parameter.removeprefix(start)
+            (number,) = (number for prefix, number in above.items() if rest.startswith(f"{prefix}.") or rest == prefix)
+            expected[parameter] = 0.5e-2 * 0.1**number
+    assert rates == pytest.approx(expected)
+    assert set(above.values()) == set(range(max(above.values()) + 1))
+    groups = param_groups_layer_decay(timm.create_model(name, **model_args), layer_decay=0.1)
+    scales = sorted({group["lr_scale"] for group in groups}, reverse=True)
+    assert sorted(set(rates.values()), reverse=True) == pytest.approx([1e-2, *(0.05 * s for s in scales[1:])])
+
+
+def test_layers_that_timm_does_not_name():
+    backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], out_indices=[2, 3, 4])
+    assert rates_of(backbone, layer_decay=1.0)
+    with pytest.raises(ValueError, match=r"layer_decay needs the layers .* does not say which layer .* of resnet"):
+        rates_of(backbone, layer_decay=0.8)

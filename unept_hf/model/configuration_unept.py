@@ -17,8 +17,8 @@ __all__ = ["CONVENTIONS", "PRESETS", "UneptConfig"]
 
 logger = logging.get_logger(__name__)
 
-# The models of the paper (section 4.1) but for the decoder's self-attention, one for small GPUs, and one that is small
-# enough to train on a laptop and in tests.
+# The models of the paper (section 4.1) but for the decoder's self-attention, one for small GPUs, one that is small
+# enough to train on a laptop and in tests, and later backbones, which we have not trained.
 PRESETS: dict[str, dict[str, Any]] = {
     "unept-resnet50": {
         "backbone_config": {
@@ -60,6 +60,38 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_sampling_points": 4,
         "query_grid_size": (16, 16),
         "spatial_branch_channels": (16, 32, 64),
+    },
+    **{
+        f"unept-dinov2-{size}": {
+            "backbone_config": {
+                "model_type": "timm_backbone",
+                "backbone": f"vit_{size}_patch14_dinov2.lvd142m",
+                "out_indices": [3, 7, 11],
+                # Patches of 14 pixels and queries of 8: 504 is the multiple of both that is nearest to 512.
+                "model_args": {"img_size": 504, "dynamic_img_size": True},
+            },
+            "query_grid_size": (63, 63),
+        }
+        for size in ("small", "base")
+    },
+    **{
+        f"unept-dinov3-{size}": {
+            "backbone_config": {
+                "model_type": "timm_backbone",
+                "backbone": f"vit_{size}_patch16_dinov3.lvd1689m",
+                "out_indices": [3, 7, 11],
+            },
+            "query_grid_size": (64, 64),
+        }
+        for size in ("small", "base")
+    },
+    "unept-convnext-tiny": {
+        "backbone_config": {
+            "model_type": "timm_backbone",
+            "backbone": "convnext_tiny.fb_in22k",
+            "out_indices": [1, 2, 3],
+        },
+        "query_grid_size": (64, 64),
     },
 }
 
@@ -340,9 +372,8 @@ class UneptConfig(PreTrainedConfig):
 
         Args:
             name (`str`):
-                `"unept-resnet50"` and `"unept-deit-base"` are the models of the paper,
-                `"unept-efficientnet-lite0"` has 4.3 million parameters, and `"unept-tiny"` is for tests. All four have
-                deformable self-attention in the decoder, where the published results have `"pointwise"`.
+                A key of `PRESETS`: the README has a table of them. All presets have deformable self-attention in the
+                decoder, where the published results have `"pointwise"`.
             conventions (`str`, *optional*, defaults to `"corrected"`):
                 `"original"` sets the loss, its targets and the decoder's self-attention to what the original code
                 does in training; docs/fidelity.md lists the fields.

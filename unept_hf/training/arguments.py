@@ -67,6 +67,9 @@ class TrainingModelArguments:
         "It sets several fields of UneptConfig; config_overrides win over it. By default corrected for a new model, "
         "and for a trained model those that it has.",
     )
+    backbone: str | None = option(
+        None, "A feature extractor of timm in place of the preset's, such as convnext_small.fb_in22k."
+    )
     config_overrides: dict[str, Any] | str | None = option(
         None,
         "Fields of UneptConfig that replace those of the preset or of the trained model, as JSON: "
@@ -93,8 +96,11 @@ class TrainingModelArguments:
             self.conventions not in (None, *CONVENTIONS)
             and f"conventions must be {' or '.join(CONVENTIONS)}, got {self.conventions!r}.",
             backbones > 1 and "use_pretrained_backbone and backbone_checkpoint exclude each other: choose one.",
-            bool(backbones and self.model_name_or_path)
+            bool((backbones or self.backbone) and self.model_name_or_path)
             and "model_name_or_path brings its own backbone weights: drop the options of the backbone.",
+            bool(self.backbone and "backbone" in ((self.config_overrides or {}).get("backbone_config") or {}))
+            and f"backbone={self.backbone} and the backbone_config of config_overrides both name a backbone: choose "
+            "one.",
         )
 
 
@@ -195,6 +201,9 @@ class RunArguments(OutputArguments):
     gradient_accumulation_steps: int = option(1, "Number of pieces in which a process computes its part of a step.")
     learning_rate: float = option(1e-4, "Highest learning rate of AdamW.")
     backbone_lr_multiplier: float = option(0.1, "Factor on the learning rate of the backbone.")
+    layer_decay: float = option(
+        1.0, "Factor on the learning rate from each layer of the backbone to the layer below, such as 0.8."
+    )
     weight_decay: float = option(1e-4, "Weight decay of AdamW.")
     lr_scheduler_type: str = option("step", "step, or a schedule of transformers: polynomial, cosine, linear, ...")
     lr_milestones: list[int] = option(
@@ -234,6 +243,7 @@ class RunArguments(OutputArguments):
             self.lr_scheduler_type == "reduce_lr_on_plateau"
             and "lr_scheduler_type reduce_lr_on_plateau is not for training by steps: choose another one.",
             not 0 <= self.ema_decay < 1 and f"ema_decay must lie in [0, 1), got {self.ema_decay}.",
+            not 0 < self.layer_decay <= 1 and f"layer_decay must lie in (0, 1], got {self.layer_decay}.",
             *(
                 f"{name} must be at least {limit}, got {getattr(self, name)}."
                 for name, limit in least.items()
@@ -267,9 +277,15 @@ def _words_of_both(options: dict[str, Any], args: list[str]) -> list[str]:
     unset = argparse.Namespace(**dict.fromkeys(TrainingModelArguments.__dataclass_fields__))
     given, _ = parser.parse_known_args(args, unset)
     sources = {"use_pretrained_backbone", "backbone_checkpoint", "model_name_or_path"}
-    replaced = {"model_name_or_path"} if given.preset else set()
+    replaced = {"model_name_or_path"} if given.preset or given.backbone else set()
     if any(getattr(given, name) for name in sources):
         replaced = {name for name in sources if not getattr(given, name)}
+    if (given.preset or given.model_name_or_path) and not given.backbone:
+        replaced.add("backbone")
+    if given.backbone:
+        overrides = _json_object("config_overrides", options.get("config_overrides")) or {}
+        rest = {name: value for name, value in overrides.items() if name != "backbone_config"}
+        options = {**options, "config_overrides": rest or None}
     # Of two equal options the last one counts.
     words = words_of_options({name: value for name, value in options.items() if name not in replaced}) + args
     if given.config_overrides is not None and options.get("config_overrides") is not None:

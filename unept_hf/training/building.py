@@ -1,14 +1,17 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """What a training is made of, from its options: data sets, model, optimizer and learning rates."""
 
+import difflib
 import math
 from dataclasses import fields
 from typing import Any, TypeAlias
 
 import datasets
+import timm
 import torch
 from accelerate.logging import get_logger
-from transformers import get_scheduler
+from timm.models import group_parameters
+from transformers import PreTrainedModel, get_scheduler
 
 from ..arguments import check_model_name
 from ..data.arguments import DatasetArguments
@@ -79,11 +82,40 @@ def make_config(model_args: TrainingModelArguments, crop_size: int, class_list: 
     overrides = _config_fields(model_args)
     unknown = ", ".join(sorted(overrides.keys() - UneptConfig().to_dict().keys()))
     refuse(bool(unknown) and f"config_overrides has fields that UneptConfig does not know: {unknown}.")
+    if model_args.backbone is not None:
+        num_levels = overrides.get("num_feature_levels", UneptConfig.num_feature_levels)
+        more = overrides.get("backbone_config") or {}
+        backbone_config = _timm_backbone_config(model_args.backbone, num_levels, more.get("model_args") or {})
+        overrides = {**overrides, "backbone_config": {**backbone_config, **more}}
     config = UneptConfig.from_preset(model_args.preset, **_class_options(class_list), **overrides)
     if "query_grid_size" not in overrides:
         # One learned query for each cell of the crops that it is trained on.
         config.query_grid_size = (math.ceil(crop_size / config.query_stride),) * 2
     return config
+
+
+def _timm_backbone_config(name: str, num_levels: int, model_args: dict[str, Any]) -> dict[str, Any]:
+    """
+    The `backbone_config` of a timm model, with its last feature levels. Where all levels are of one size, as in plain
+    vision transformers, they are spread over its blocks, as in the paper: 4, 8 and 12 of 12.
+    """
+    try:
+        with torch.device("meta"):
+            reductions = [
+                one["reduction"] for one in timm.create_model(name, features_only=True, **model_args).feature_info
+            ]
+    except Exception as error:  # each family of timm has its own
+        known = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=3))
+        raise ValueError(
+            f"timm makes no feature extractor for backbone={name} ({error}). "
+            f"{f'Did you mean {known}? ' if known else ''}timm.list_models() has all names."
+        ) from error
+    count = len(reductions)
+    if reductions[0] == reductions[-1]:
+        indices = [(level + 1) * count // num_levels - 1 for level in range(num_levels)]
+    else:
+        indices = list(range(count))[-num_levels:]
+    return {"model_type": "timm_backbone", "backbone": name, "out_indices": indices}
 
 
 def _class_options(class_list: ClassList) -> dict:
@@ -151,16 +183,44 @@ def image_processor_options(model: UneptForSemanticSegmentation, model_name_or_p
 
 
 def make_optimizer(model: UneptForSemanticSegmentation, run_args: RunArguments) -> torch.optim.AdamW:
-    """AdamW with a lower learning rate for the backbone."""
-    backbone = {id(parameter) for parameter in model.model.backbone.parameters()}
-    groups = [
-        {
-            "params": [p for p in model.parameters() if p.requires_grad and (id(p) in backbone) == is_backbone],
-            "lr": run_args.learning_rate * (run_args.backbone_lr_multiplier if is_backbone else 1.0),
-        }
-        for is_backbone in (False, True)
-    ]
-    return torch.optim.AdamW(groups, lr=run_args.learning_rate, weight_decay=run_args.weight_decay)
+    """AdamW with a lower learning rate for the backbone, which `layer_decay` lowers further from layer to layer."""
+    rate, backbone = run_args.learning_rate, model.model.backbone
+    trained = {name: parameter for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    above = _layers_above(backbone, list(trained)) if run_args.layer_decay < 1 else dict.fromkeys(trained, 0)
+    in_backbone = {id(parameter) for parameter in backbone.parameters()}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in in_backbone]
+    groups: list[dict[str, Any]] = [{"params": others, "lr": rate}]
+    for number in sorted(set(above.values())):
+        layer = [parameter for name, parameter in trained.items() if above[name] == number]
+        groups.append({"params": layer, "lr": rate * run_args.backbone_lr_multiplier * run_args.layer_decay**number})
+    return torch.optim.AdamW(groups, lr=rate, weight_decay=run_args.weight_decay)
+
+
+def _layers_above(backbone: PreTrainedModel, names: list[str]) -> dict[str, int]:
+    """
+    How many of the layers that have the named parameters of a timm backbone are above the layer of each of them. The
+    layers are those of timm's own layer-wise decay (`timm.optim.param_groups_layer_decay`): blocks above a stem.
+    """
+    config: Any = backbone.config
+    layers: dict[str, int] = {}
+    if config.model_type == "timm_backbone":
+        with torch.device("meta"):
+            # Feature extractors do not know their layers. Their parameters have the names of the classifier's, but for
+            # a prefix, and "_" in place of some ".".
+            classifier: Any = timm.create_model(config.backbone, **(getattr(config, "model_args", None) or {}))
+        if hasattr(classifier, "group_matcher"):
+            found = group_parameters(classifier, classifier.group_matcher(coarse=False), reverse=True)
+            layers = {name.replace(".", "_"): layer for name, layer in found.items()}
+    keys = {name: name.removeprefix("_backbone.").removeprefix("model.").replace(".", "_") for name in names}
+    unknown = [name for name, key in keys.items() if key not in layers]
+    refuse(
+        bool(unknown)
+        and f"layer_decay needs the layers of the backbone, but timm does not say which layer {unknown[0]} of "
+        f"{getattr(config, 'backbone', config.model_type)} belongs to: drop layer_decay, or use a timm backbone that "
+        "has a group_matcher."
+    )
+    highest = max((layers[key] for key in keys.values()), default=0)
+    return {name: highest - layers[key] for name, key in keys.items()}
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, run_args: RunArguments) -> torch.optim.lr_scheduler.LambdaLR:
