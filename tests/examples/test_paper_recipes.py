@@ -172,6 +172,7 @@ def values_of(name):
     for one in (config, model_args, data_args, run_args):
         values |= vars(one)
     values["num_labels"] = config.num_labels
+    values["backbone"] = backbone["backbone"]  # the option of this name is not set
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 

@@ -101,9 +101,8 @@ def _timm_backbone_config(name: str, num_levels: int, model_args: dict[str, Any]
     """
     try:
         with torch.device("meta"):
-            reductions = [
-                one["reduction"] for one in timm.create_model(name, features_only=True, **model_args).feature_info
-            ]
+            levels: Any = timm.create_model(name, features_only=True, **model_args).feature_info
+        reductions = [level["reduction"] for level in levels]
     except Exception as error:  # each family of timm has its own
         known = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=3))
         raise ValueError(
