@@ -63,6 +63,7 @@ def load_segmentation_dataset(
     num_synthetic_scenes: int = 200,
     synthetic_scene_size: int = 256,
     label_suffix: str | None = None,
+    skip_unpaired: bool | None = None,
 ) -> tuple["datasets.Dataset | datasets.IterableDataset", ClassList]:
     """
     One split of a data set for semantic segmentation, and its classes.
@@ -94,6 +95,8 @@ def load_segmentation_dataset(
         num_synthetic_scenes: How many scenes a synthetic data set has.
         synthetic_scene_size: Height and width of a synthetic scene in pixels.
         label_suffix: For "image_folders": the end of the name of a mask after the name of its image, such as "_L".
+        skip_unpaired: Whether to leave out, with a warning, files without counterpart; as `skip_unreadable` unless
+            given.
 
     A few masks are read, except in streams of the Hub: `doubt_about_masks` says what is worth a warning.
 
@@ -138,7 +141,7 @@ def load_segmentation_dataset(
         else:
             files = _OFFICIAL_LAYOUTS[dataset_name](str(data_dir), split)
         classes = load_class_list(class_list or dataset_name)
-        data = _from_files(files, skip_unreadable)
+        data = _from_files(files, skip_unreadable if skip_unpaired is None else skip_unpaired)
     elif is_synthetic:
         classes = load_class_list(dataset_name)
         size = (synthetic_scene_size, synthetic_scene_size)
