@@ -234,6 +234,31 @@ def test_colors_of_two_classes():
         decode_label_map(np.array([[[140] * 3, ade20k.palette[2]]], dtype=np.uint8), ade20k)
 
 
+def palette_mask(values, colors):
+    image = PIL.Image.fromarray(np.array(values, dtype=np.uint8))
+    image.putpalette([channel for color in colors for channel in color])
+    return image
+
+
+def test_palettes_with_the_colors_of_other_classes():
+    """As image editors write color masks: the numbers of the colors, in any order, are no class ids."""
+    sky, road, car = COLORED.palette
+    values = [[0, 1, 2, 3]]
+    for colors, is_odd in (
+        ([road, sky, car, car], True),
+        ([sky, road, car, [0, 0, 0]], True),  # as CamVid's, the last for pixels to ignore
+        ([road, sky, [1, 2, 3], car], False),
+    ):
+        row = {"label": palette_mask([[0, 1, 2, 2]], colors), "name": "p"}
+        expected = is_odd and colors[0] == road
+        assert (doubt_about_masks([row], COLORED) is not None) == expected
+        with pytest.raises(ValueError, match=r"mask 'p' holds the value\(s\) 3") as error:
+            decode_label_map(palette_mask(values, colors), COLORED, "p")
+        assert str(error.value).endswith("save it as RGB.") == is_odd
+    assert "save the masks as RGB" in doubt_about_masks([{"label": palette_mask([[0]], [car])}], COLORED)
+    assert doubt_about_masks([{"label": palette_mask([[0]], [car])}], THREE) is None
+
+
 def test_pure_colors_are_not_black_and_white():
     classes = [{"id": i, "name": f"{i}", "color": [255 * (i == band) for band in range(3)]} for i in range(3)]
     data = {"classes": classes, "mask_colors": [{"color": [0, 0, 0], "id": None}]}

@@ -84,6 +84,8 @@ def decode_label_map(mask: "PIL.Image.Image | np.ndarray", class_list: ClassList
         if has_no_class[positions].any():
             bad = [int(value) for value in values[has_no_class] if (pixels == value).any()]
             problem = _explain_values(bad, class_list)
+            if _classes_of_palette(mask, class_list) is not None:
+                cause += " It has a palette of colors of the class list: if the colors are right, save it as RGB."
         classes = classes_of_values.astype(dtype)[positions]
     if problem is not None:
         raise ExampleError(f"{where} {problem}{cause}", kind)
@@ -151,8 +153,9 @@ def decode_mask(example: dict[str, Any], class_list: ClassList) -> tuple[np.ndar
 
 def doubt_about_masks(examples: Iterable[dict[str, Any]], class_list: ClassList) -> str | None:
     """
-    What is odd about the masks of all these examples: they are JPEG files, they are black and white and the class list
-    ignores the white, or the class list ignores all of their pixels.
+    What is odd about the masks of all these examples: they are JPEG files, they have palettes with the colors of other
+    classes, they are black and white and the class list ignores the white, or the class list ignores all of their
+    pixels.
 
     Reads no more masks than needed: of good masks one.
 
@@ -175,6 +178,13 @@ def doubt_about_masks(examples: Iterable[dict[str, Any]], class_list: ClassList)
             return (
                 f"The masks that were read ({count + 1}, such as '{name}') are JPEG files, a format that changes "
                 "the values of pixels, so some may stand for a wrong class. Export the masks as PNG."
+            )
+        of_palette = _classes_of_palette(mask, class_list)
+        if of_palette is not None and (of_palette != label_map).any():
+            return (
+                f"The masks that were read ({count + 1}, such as '{name}') have a palette, whose numbers count and "
+                f"whose colors do not, but by the colors of class list '{class_list.name}' they would show other "
+                "classes. If the colors are right, save the masks as RGB."
             )
         pixels = _pixels(mask, class_list, name)
         is_white = pixels == 255
@@ -275,6 +285,14 @@ def _classes_of_colors(pixels: np.ndarray, class_list: ClassList) -> np.ndarray:
     numbers = _as_numbers(pixels)
     positions = np.searchsorted(known, numbers).clip(max=len(known) - 1)
     return np.where(known[positions] == numbers, colors[:, 1].astype(np.int64)[positions], _NO_CLASS)
+
+
+def _classes_of_palette(mask: "PIL.Image.Image | np.ndarray", class_list: ClassList) -> np.ndarray | None:
+    """What the colors of a mask with a palette mean, if all of them are colors of the class list."""
+    if getattr(mask, "mode", None) != "P" or not class_list.mask_colors:
+        return None
+    classes = _classes_of_colors(np.asarray(mask.convert("RGB")), class_list)
+    return None if (classes == _NO_CLASS).any() else classes
 
 
 def _as_numbers(colors: np.ndarray) -> np.ndarray:
