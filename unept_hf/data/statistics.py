@@ -14,7 +14,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .class_lists import ClassList
-from .label_maps import ExampleError, decode_example, decode_mask
+from .label_maps import decode_example, decode_mask
 
 
 __all__ = ["ExampleContent", "class_pixels", "classes_of_masks", "read_contents"]
@@ -34,14 +34,14 @@ class ExampleContent:
         size: Height and width in pixels, or `None` where the example cannot be used.
         pixels: Number of pixels of each class, int64 `(classes,)`.
         unlabeled: Number of pixels without a class.
-        problem: Why the example cannot be used, if it cannot.
+        problem: Why the example cannot be used, if it cannot; mostly an `ExampleError`.
     """
 
     name: str
     size: tuple[int, int] | None
     pixels: np.ndarray
     unlabeled: int = 0
-    problem: ExampleError | None = None
+    problem: ValueError | None = None
 
 
 def class_pixels(label_map: np.ndarray, class_list: ClassList) -> np.ndarray:
@@ -116,7 +116,7 @@ def _in_threads(
 def _read(row: dict[str, Any], class_list: ClassList) -> tuple[dict[str, Any], ExampleContent]:
     try:
         _, label_map = decode_example(row, class_list)
-    except ExampleError as error:
+    except ValueError as error:
         return row, ExampleContent(row["name"], None, np.zeros(len(class_list), np.int64), problem=error)
     pixels = class_pixels(label_map, class_list)
     height, width = label_map.shape
