@@ -155,7 +155,7 @@ def test_paths_that_leave_the_folder(name):
     picture("a.jpg")
     picture("in/b.jpg")
     write("in/coco.json", coco([], (name,)))
-    with pytest.raises(ValueError, match=r"coco\.json names the image .*, which is no path below the folder"):
+    with pytest.raises(ValueError, match=r"coco\.json names the image .*, which does not lie below the folder"):
         convert_masks("in/coco.json", "out", "coco")
     assert not Path("out").exists()
 
@@ -273,7 +273,7 @@ def test_cvat(caplog):
         ("<annotations>", "<!DOCTYPE a [<!ENTITY b 'c'>]><annotations>", "document type"),
         ("<annotations>", "<annotations", "cannot be read"),
         ("image", "track", "not for video"),
-        ('name="b.png"', 'name="../b.png"', "no path below the folder"),
+        ('name="b.png"', 'name="../b.png"', "does not lie below the folder"),
         ('points="2.0,1.0;', 'points="2.0;', "outline"),
         (' xtl="0"', "", "lacks something.*xtl"),
         ('left="1"', 'left="-1"', "mask that does not fit"),
@@ -331,7 +331,7 @@ def test_labelme():
     write("in/json/a.json", labelme(shapes, "../../a.png"))
     assert convert_masks("in", "out3", "labelme", image_dir="elsewhere", progress=False) == {"train": 1}
     np.testing.assert_array_equal(label_maps("out3")["a"], found)
-    with pytest.raises(ValueError, match="no path below the folder"):
+    with pytest.raises(ValueError, match="does not lie below the folder"):
         convert_masks("in", "out2", "labelme")
     write(
         "in/json/a.json",

@@ -375,15 +375,15 @@ def _within(folder: Path, base: Path, name: Any, source: Path) -> tuple[Path, Pu
     The file of a name that an annotation file gives, relative to `base`, and its path below `folder`.
 
     Raises:
-        ValueError: for a name that is no path below `folder`.
+        ValueError: for a name that leads out of `folder`, or names nothing in it.
     """
     # Labelme writes the separators of its system.
     path = PureWindowsPath(name) if isinstance(name, str) and "\0" not in name else PureWindowsPath("/")
     inside = "" if path.anchor else os.path.normpath(os.path.join(os.path.relpath(base, folder), *path.parts))
     if inside in ("", ".") or inside.split(os.sep)[0] == "..":
         raise ValueError(
-            f"{source} names the image {name!r}, which is no path below the folder of the images, {folder}. Correct "
-            "the file, or name the folder with --image_dir."
+            f"{source} names the image {name!r}, which does not lie below the folder of the images, {folder}. "
+            "Correct the file, or name the folder with --image_dir."
         )
     return folder / inside, PurePosixPath(Path(inside).as_posix())
 
