@@ -289,7 +289,7 @@ def _classes_of_colors(pixels: np.ndarray, class_list: ClassList) -> np.ndarray:
 
 def _classes_of_palette(mask: "PIL.Image.Image | np.ndarray", class_list: ClassList) -> np.ndarray | None:
     """What the colors of a mask with a palette mean, if all of them are colors of the class list."""
-    if getattr(mask, "mode", None) != "P" or not class_list.mask_colors:
+    if not isinstance(mask, PIL.Image.Image) or mask.mode != "P" or not class_list.mask_colors:
         return None
     classes = _classes_of_colors(np.asarray(mask.convert("RGB")), class_list)
     return None if (classes == _NO_CLASS).any() else classes

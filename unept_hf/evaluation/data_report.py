@@ -61,7 +61,9 @@ def inspect_split(
     count = min(total, max_images or total) if total is not None else num_samples
     # An odd example leaves its place to the next one.
     due = [int(count * (place + 0.5) / num_samples) for place in range(num_samples)]
-    images, sizes, rows, problems = 0, Counter[tuple[int, int]](), [], []
+    images, sizes = 0, Counter[tuple[int, int]]()
+    rows: list[dict[str, Any]] = []
+    problems: list[dict[str, str]] = []
     pixels, shown = np.zeros((2, len(class_list)), np.int64)
     unlabeled = 0
     for row, content in read_contents(dataset, class_list, max_images, progress, description):
@@ -264,9 +266,9 @@ def _load_splits(arguments: DataReportArguments) -> tuple[dict[str, Any], ClassL
             errors[split] = error
     if class_list is None:
         raise next(iter(errors.values()))
-    for split, error in errors.items():
+    for split, reason in errors.items():
         if split != "test":  # which few data sets have with masks
-            logger.warning(f"The split {split} is left out: {error}")
+            logger.warning(f"The split {split} is left out: {reason}")
     return loaded, class_list
 
 
