@@ -75,16 +75,20 @@ def backbone_of(name: str, model: nn.Module) -> nn.Module:
     return model.model.backbone if name == OURS else model.encoder
 
 
-def peer_loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(model(images).float(), labels, ignore_index=CLASSES.ignore_index)
+def peer_loss_of(class_weights: list[float] | None, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    weight = None if class_weights is None else torch.tensor(class_weights)
+    return F.cross_entropy(model(images).float(), labels, weight, ignore_index=CLASSES.ignore_index)
 
 
 def peer_label_maps_of(model: nn.Module, images: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
     return {"": best_classes(model(images), size)}
 
 
-def loss_function(name: str) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
-    return unept_loss_of if name == OURS else peer_loss_of
+def loss_function(name: str, data: CamvidData) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
+    """The loss of UN-EPT, or the cross entropy with the same class weights."""
+    if name == OURS:
+        return unept_loss_of
+    return partial(peer_loss_of, data.settings()["config_overrides"].get("class_weights"))
 
 
 def label_maps_function(name: str) -> Callable[[nn.Module, Tensor, tuple[int, int]], dict[str, Tensor]]:
@@ -159,7 +163,7 @@ def run(name: str, arguments: Arguments) -> None:
         checkpoint = checkpoint_file(arguments.runs, name)
         results = train(
             model,
-            loss_function(model_name),
+            loss_function(model_name, data),
             partial(data.batches, int(seed)),
             *data.optimizer_and_scheduler(model, backbone_of(model_name, model)),
             arguments.steps,
@@ -219,7 +223,7 @@ def measure_latency(arguments: Arguments) -> dict[str, dict[str, float]]:
         def training_step():
             model.train()
             with torch.autocast("cpu", torch.bfloat16):
-                loss = loss_function(name)(model, images, labels)
+                loss = loss_function(name, data)(model, images, labels)
             loss.backward()
             model.zero_grad()
 

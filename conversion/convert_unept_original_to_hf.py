@@ -48,9 +48,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--decoder_self_attention",
-        choices=("pointwise", "dense"),
+        choices=("pointwise", "dense", "batch"),
         help="pointwise: the original's result for one image; dense: every query sees every query, with the "
-        "original's weights. Default: pointwise, or as in the file of --config",
+        "original's weights; batch: pointwise, and in training over the batch, as in the original. Default: "
+        "pointwise, or as in the file of --config",
     )
     parser.add_argument("--push_to_hub", metavar="REPOSITORY", help="also upload to this repository of the Hub")
     return parser.parse_args(argv)

@@ -49,7 +49,7 @@ CLASSIFIER_KEYS = re.compile(r"^(norm|head|head_dist|fc)\.")
 CLASSIFIER_REASON = "only a classifier uses them"
 POINTWISE_REASON = (
     "each query attends to itself alone, as in the original on one image, so that its query and key projections have "
-    "no effect (--decoder_self_attention dense keeps them)"
+    "no effect (--decoder_self_attention dense or batch keeps them)"
 )
 
 
@@ -163,8 +163,8 @@ def convert_unept_state_dict(
     """
     if config.decoder_self_attention == "deformable":
         raise ValueError(
-            "decoder_self_attention='deformable', the default, has no weights in the original; use 'pointwise' or "
-            "'dense', in the configuration or as --decoder_self_attention."
+            "decoder_self_attention='deformable', the default, has no weights in the original; use 'pointwise', "
+            "'dense' or 'batch', in the configuration or as --decoder_self_attention."
         )
     backbone, backbone_dropped = convert_backbone_state_dict(select_backbone(state_dict), config)
     converted = {f"model.backbone.{key}": value for key, value in backbone.items()}

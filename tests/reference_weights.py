@@ -9,14 +9,6 @@ import torch
 from torch import Tensor
 
 
-ORIGINAL_CONVENTIONS = {
-    "decoder_self_attention": "pointwise",
-    "loss_reduction": "all",
-    "boundary_align_corners": True,
-    "refinement_score": "logit",
-    "ignore_unlabelled_boundaries": False,
-    "min_boundary_class_pixels": 100,
-}
 DEIT_TINY = {
     "backbone_config": {
         "model_type": "timm_backbone",

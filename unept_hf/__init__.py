@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .data.segmentation_datasets import load_segmentation_dataset
     from .evaluation.evaluate import evaluate_model
     from .export.hub import save_for_hub
+    from .inference.optimize import optimize_for_inference
     from .inference.refine import refine
     from .inference.segment import segment
 
@@ -36,6 +37,7 @@ __all__ = [
     "accelerate_transformers",
     "evaluate_model",
     "load_segmentation_dataset",
+    "optimize_for_inference",
     "refine",
     "save_for_hub",
     "segment",
@@ -46,6 +48,7 @@ _MODULES = {
     "accelerate_transformers": ".accelerate",
     "evaluate_model": ".evaluation.evaluate",
     "load_segmentation_dataset": ".data.segmentation_datasets",
+    "optimize_for_inference": ".inference.optimize",
     "refine": ".inference.refine",
     "save_for_hub": ".export.hub",
     "segment": ".inference.segment",

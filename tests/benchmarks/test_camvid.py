@@ -191,7 +191,7 @@ def test_peers_have_the_backbone_of_timm(photographs, weights):
             for found, expected in zip(model.encoder(images)[1:], classifier(images), strict=True):
                 torch.testing.assert_close(found, expected, rtol=0, atol=0)
             labels = torch.randint(11, (1, 64, 96))
-            assert camvid_peers.peer_loss_of(model, images, labels) > 0
+            assert camvid_peers.peer_loss_of(None, model, images, labels) > 0
             assert camvid_peers.peer_label_maps_of(model, images, (30, 50))[""].shape == (1, 30, 50)
 
 

@@ -244,7 +244,7 @@ def test_checkpoint_of_another_backbone(script, deit, tmp_path, capsys):
 def test_deformable_decoder_self_attention_has_no_weights(deit, deit_tiny, tmp_path, capsys):
     deit_tiny["--config"].write_text(json.dumps({**DEIT_TINY, "decoder_self_attention": "deformable"}))
     code = convert(deit[0], tmp_path, deit_tiny)
-    assert_refused(code, capsys, deit_tiny["--output"], "deformable", "'pointwise' or 'dense'")
+    assert_refused(code, capsys, deit_tiny["--output"], "deformable", "'pointwise', 'dense' or 'batch'")
 
 
 def test_push_to_hub(deit, deit_tiny, without_verification, tmp_path, monkeypatch):

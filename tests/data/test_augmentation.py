@@ -3,11 +3,13 @@
 
 import colorsys
 import pickle
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from safetensors.torch import load_file
 from torchvision import tv_tensors
 
 from unept_hf import UneptConfig, UneptImageProcessor
@@ -17,8 +19,10 @@ from unept_hf.data.augmentation import (
     RandomRatioResize,
     TrainingAugmentation,
 )
-from unept_hf.model.boundary import boundary_targets
+from unept_hf.model.boundary import angle_to_direction_map, boundary_targets, distance_to_boundary_map
 
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PLAIN = {
@@ -281,12 +285,14 @@ def test_labels_that_do_not_fit_in_bytes():
     ("options", "message"),
     [
         ({"crop_size": 0}, "crop_size"),
+        ({"boundary_targets_from": "images"}, "boundary_targets_from"),
         ({"scale": (2048, 0)}, "scale"),
         ({"ratio_range": (2.0, 0.5)}, "ratio_range"),
         ({"ratio_range": (0.0, 0.5)}, "ratio_range"),
         ({"cat_max_ratio": 1.5}, "cat_max_ratio"),
         ({"flip_probability": -0.1}, "flip_probability"),
         ({"rotation_degrees": 181.0}, "rotation_degrees"),
+        ({"rotation_degrees": 1.0, "boundary_targets_from": "image"}, "rotation_degrees"),
         ({"blur_probability": 1.1}, "blur_probability"),
         ({"photometric_strength": float("nan")}, "photometric_strength"),
     ],
@@ -327,6 +333,59 @@ def test_boundary_targets_are_those_of_the_crop():
         assert torch.equal(example["direction_map"], direction)
     normalize = augmentation.transforms.transforms[-1]
     assert (list(normalize.mean), list(normalize.std)) == ([0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
+
+
+def original_augmentation(**kwargs):
+    config = UneptConfig.from_preset("unept-tiny", num_labels=5, conventions="original")
+    options = {"scale": None, "cat_max_ratio": 1.0, "flip_probability": 0.0, "photometric_distortion": False}
+    return TrainingAugmentation.from_config(config, UneptImageProcessor(), **{**options, **kwargs})
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_original_boundary_targets_are_resized_and_flipped_with_the_label_map(flip):
+    """The boundary gets wider with the image, and a flip keeps the values of directions, in the original."""
+    label_map = np.zeros((40, 64), dtype=np.uint8)
+    label_map[:, 32:] = 1
+    resize = {"scale": (128, 80), "ratio_range": (1.0, 1.0)}
+    augmentation = original_augmentation(crop_size=(88, 136), flip_probability=flip, **resize)
+    example = augmentation(photo(40, 64), label_map)
+    # Five pixels on each side of the boundary become ten, and padding is not a boundary.
+    boundary = [0] * 54 + [1] * 20 + [0] * 54 + [0] * 8
+    assert example["boundary_map"][40].tolist() == boundary
+    assert (example["boundary_map"][80:] == 0).all() and (example["direction_map"][80:] == 0).all()
+    # Where the image ends, the gradient of the distance is another one.
+    left, right = example["direction_map"][8:72, 8:64], example["direction_map"][8:72, 64:120]
+    assert (left == (4 if flip else 0)).all() and (right == (0 if flip else 4)).all()
+    assert (example["labels"][:80, :64] == (1 if flip else 0)).all()
+
+    default = TrainingAugmentation(crop_size=(88, 136), flip_probability=flip, **resize)(photo(40, 64), label_map)
+    assert default["boundary_map"][40].tolist() == [0] * 59 + [1] * 10 + [0] * 59 + [255] * 8
+
+
+@pytest.mark.parametrize("name", ["below_and_at_100_pixels", "blocky_with_ignore", "all_ignore"])
+def test_original_boundary_targets_of_a_crop_are_cut_from_those_of_the_image(name):
+    """As the original's generator recorded them: classes are counted in the image, and nothing in it is padding."""
+    tensors = load_file(FIXTURES / "boundary_targets.safetensors")
+    label_map = tensors[f"{name}.label"].numpy()
+    expected = {
+        "labels": torch.from_numpy(label_map),
+        "boundary_map": distance_to_boundary_map(tensors[f"{name}.distance"]),
+        "direction_map": angle_to_direction_map(tensors[f"{name}.angle_float"]),
+    }
+    height, width = label_map.shape
+    rows, columns = np.mgrid[:height, :width]
+    image = PIL.Image.fromarray(np.stack([rows, columns, rows * 0], axis=2).astype(np.uint8))
+    augmentation = original_augmentation(crop_size=24)
+    for _ in range(5):
+        example = augmentation(image, label_map)
+        top, left = pixels_of(example).round().astype(int)[0, 0, :2]
+        cut = {key: value[top : top + 24, left : left + 24] for key, value in expected.items()}
+        assert torch.equal(example["labels"], cut["labels"].long())
+        assert torch.equal(example["boundary_map"], cut["boundary_map"])
+        # Where the gradient is zero the original has direction 4, and ours has none.
+        known = example["direction_map"] != 255
+        assert known.float().mean() > 0.9
+        assert torch.equal(example["direction_map"][known], cut["direction_map"][known])
 
 
 def test_no_boundary_targets_for_a_model_without_boundary_heads():

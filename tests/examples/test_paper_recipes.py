@@ -111,6 +111,24 @@ RECIPES = {
     "cityscapes_resnet50_80k": {**COMMON, **RESNET_BACKBONE, **CITYSCAPES},
     "cityscapes_deit_80k": {**COMMON, **DEIT_BACKBONE, **CITYSCAPES, **both(CITIES, img_size=768)},
 }
+# What `conventions: original` stands for.
+CONVENTIONS = {
+    **both("the word for what follows", conventions="original"),
+    **both(
+        LOSS,
+        direction_loss_region="predicted",
+        refinement_score="logit",
+        boundary_align_corners=True,
+        balance_boundaries_per_process=True,
+    ),
+    **both("mmseg 0.11, models/losses/utils.py, weight_reduce_loss: the mean over all pixels", loss_reduction="all"),
+    **both(f"{LOSS}: labels of -1, which do not occur", ignore_unlabelled_boundaries=False),
+    **both("openseg's generator of distances and angles", min_boundary_class_pixels=100),
+    **both("modified_mmseg/datasets/pipelines/loading.py: in seg_fields of the image", boundary_targets_from="image"),
+    **both("models/context_branch.py, DecoderLayer: transposed to (batch, queries)", decoder_self_attention="batch"),
+}
+for name in list(RECIPES):
+    RECIPES[f"{name}_original"] = {**RECIPES[name], **CONVENTIONS}
 WITHOUT_BACKGROUND = both(OURS, dataset_name="pascal_context_59", num_labels=59)
 for backbone in ("resnet50", "deit"):
     with_background = RECIPES[f"pascal_context_60_{backbone}_160k"]

@@ -17,7 +17,7 @@ import pytest
 import torch
 from original_state_dict import convert_unept_state_dict
 from PIL import Image
-from reference_weights import DEIT_TINY, ORIGINAL_CONVENTIONS, reference_state_dict
+from reference_weights import DEIT_TINY, reference_state_dict
 from safetensors.torch import load_file
 from spread_models import spread
 from torch.nn import functional as F
@@ -109,7 +109,7 @@ def naive(model, processor, image, sizes, mode, crop_size=None, stride=None, fli
 def recorded():
     meta = json.loads((FIXTURES / "slide_and_tta.json").read_text())
     tensors = load_file(FIXTURES / "slide_and_tta.safetensors")
-    config = UneptConfig(**DEIT_TINY, **ORIGINAL_CONVENTIONS, query_grid_size=(8, 8), dropout=0.0)
+    config = UneptConfig.from_preset("unept-deit-base", conventions="original", **DEIT_TINY, query_grid_size=(8, 8))
     model = UneptForSemanticSegmentation(config).eval()
     weights = reference_state_dict(json.loads((FIXTURES / "deit_tiny.json").read_text()), meta["weight_seed"])
     model.load_state_dict(convert_unept_state_dict(weights, config)[0])

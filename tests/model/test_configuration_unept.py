@@ -11,6 +11,7 @@ from huggingface_hub.errors import (
 from transformers import AutoConfig, ResNetConfig, SwinConfig, TimmBackboneConfig
 
 from unept_hf import UneptConfig
+from unept_hf.model.configuration_unept import CONVENTIONS, PRESETS
 
 
 @pytest.mark.floor
@@ -47,6 +48,27 @@ def test_unknown_preset_lists_the_known_ones():
         UneptConfig.from_preset("unept-large")
 
 
+def test_conventions():
+    corrected, original = CONVENTIONS["corrected"], CONVENTIONS["original"]
+    assert original.keys() - corrected.keys() == {"decoder_self_attention"}
+    default = UneptConfig.from_preset("unept-tiny", num_labels=5)
+    assert default.to_dict() == UneptConfig(**PRESETS["unept-tiny"], num_labels=5).to_dict()
+    assert {name: getattr(default, name) for name in corrected} == corrected
+    config = UneptConfig.from_preset("unept-tiny", conventions="original", num_labels=5)
+    differences = {name: value for name, value in config.to_dict().items() if default.to_dict()[name] != value}
+    assert differences == {name: value for name, value in original.items() if getattr(default, name) != value}
+    # What is given beside them wins over them.
+    config = UneptConfig.from_preset(
+        "unept-tiny", conventions="original", decoder_self_attention="pointwise", loss_reduction="valid"
+    )
+    assert (config.decoder_self_attention, config.loss_reduction) == ("pointwise", "valid")
+    assert config.refinement_score == "logit"
+    with pytest.raises(ValueError, match=r"^Unknown conventions '2021'; the choices are corrected, original\.$"):
+        UneptConfig.from_preset("unept-tiny", conventions="2021")
+    with pytest.raises(ValueError, match=r"use UneptConfig\.from_preset\(name, conventions=\.\.\.\)"):
+        UneptConfig(conventions="original")
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [
@@ -73,6 +95,12 @@ def test_unknown_preset_lists_the_known_ones():
         ({"boundary_loss_weight": -3.0}, "boundary_loss_weight must be a finite number of at least 0, got -3.0"),
         ({"direction_loss_weight": float("nan")}, "direction_loss_weight must be a finite number"),
         ({"boundary_threshold": 2.0}, r"boundary_threshold is a probability within \[0, 1\], got 2.0"),
+        ({"num_labels": 3, "class_weights": [1, 2]}, "class_weights has 2 weights, but there are 3 classes"),
+        ({"num_labels": 2, "class_weights": [1, -2]}, r"class_weights must be .* at least 0, got \[1, -2\]"),
+        ({"label_smoothing": 1.5}, r"label_smoothing must lie in \[0, 1\], got 1.5"),
+        ({"ohem_threshold": 0}, r"ohem_threshold is a probability within \(0, 1\], got 0"),
+        ({"ohem_min_pixels": -1}, "ohem_min_pixels must be a finite number of at least 0, got -1"),
+        ({"dice_loss_weight": -1}, "dice_loss_weight must be a finite number of at least 0, got -1"),
     ],
 )
 def test_wrong_combinations_name_the_field_and_the_remedy(fields, message):
@@ -95,6 +123,13 @@ def test_wrong_combinations_name_the_field_and_the_remedy(fields, message):
 def test_wrong_types_and_choices(fields, message):
     with pytest.raises(StrictDataclassFieldValidationError, match=message):
         UneptConfig(**fields)
+
+
+def test_class_weights_belong_to_the_classes():
+    saved = UneptConfig.from_preset("unept-tiny", num_labels=2, class_weights=[1, 2]).to_dict()
+    assert UneptConfig.from_dict(saved).class_weights == [1, 2]
+    assert UneptConfig.from_dict(saved, num_labels=3).class_weights is None
+    assert UneptConfig.from_dict(saved, num_labels=3, class_weights=[1, 2, 3]).class_weights == [1, 2, 3]
 
 
 def test_a_misspelt_field_is_pointed_out(caplog):

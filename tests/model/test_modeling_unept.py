@@ -86,7 +86,7 @@ def test_image_processor_of_a_backbone_of_transformers():
 
 
 @pytest.mark.floor
-@pytest.mark.parametrize("mode", ["pointwise", "dense", "deformable"])
+@pytest.mark.parametrize("mode", ["pointwise", "dense", "deformable", "batch"])
 def test_forward_backward(mode):
     model = tiny_model(decoder_self_attention=mode).train()
     outputs = model(images(), labels=blocks())

@@ -12,6 +12,7 @@ from training_runs import EXAMPLES, TINY_MODEL, arguments, run
 
 from unept_hf import UneptForSemanticSegmentation
 from unept_hf.data.class_lists import available_class_lists, class_list_from_data, load_class_list
+from unept_hf.model.configuration_unept import CONVENTIONS
 from unept_hf.training import building
 from unept_hf.training.arguments import RunArguments, TrainingModelArguments, parse_arguments
 
@@ -56,6 +57,22 @@ def test_overrides_of_file_and_command_line_are_merged(as_text, tmp_path):
         }
     with pytest.raises(ValueError, match="config_overrides is not JSON"):
         parse_arguments([str(file), "--config_overrides", "{"])
+
+
+def test_config_overrides_win_over_conventions(tmp_path):
+    (tmp_path / "options.yaml").write_text(
+        "dataset_name: synthetic\noutput_dir: runs\npreset: unept-tiny\nconventions: original\n"
+        "config_overrides: {decoder_self_attention: pointwise}\n"
+    )
+    words = [str(tmp_path / "options.yaml"), "--config_overrides", '{"min_boundary_class_pixels": 7}']
+    config = building.make_config(parse_arguments(words)[0], 32, class_list_from_data(["a", "b"]))
+    overrides = {"decoder_self_attention": "pointwise", "min_boundary_class_pixels": 7}
+    expected = {**CONVENTIONS["original"], **overrides}
+    assert {name: getattr(config, name) for name in expected} == expected
+    corrected = parse_arguments([*words, "--conventions", "corrected"])[0]
+    config = building.make_config(corrected, 32, class_list_from_data(["a", "b"]))
+    expected = {**CONVENTIONS["corrected"], **overrides}
+    assert {name: getattr(config, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -111,6 +128,7 @@ def test_paths_in_the_home_folder(tmp_path, monkeypatch):
         ({"scale": [512]}, "scale must be two positive numbers"),
         ({"config_overrides": "{"}, "config_overrides is not JSON"),
         ({"config_overrides": "[1]"}, "config_overrides must be a JSON object"),
+        ({"conventions": "2021"}, "conventions must be corrected or original, got '2021'"),
         ({"eval_fraction": 0.5, "streaming": True}, "eval_fraction cannot split a stream"),
         ({"model_name_or_path": "x", "use_pretrained_backbone": True}, "brings its own backbone"),
         ({"evaluate": False, "load_best_model_at_end": True}, "load_best_model_at_end needs evaluate"),
@@ -190,6 +208,7 @@ def test_configs_make_models(path):
         {},
         {"decoder_self_attention": "dense"},
         {"decoder_self_attention": "pointwise"},
+        {"decoder_self_attention": "batch"},
     ],
 )
 def test_every_parameter_is_used(overrides):

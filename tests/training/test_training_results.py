@@ -16,6 +16,7 @@ from training_runs import (
     TINY_MODEL,
     assert_same,
     log_of,
+    new_state,
     run,
     save_image,
     scene,
@@ -26,6 +27,7 @@ from transformers import AutoModelForSemanticSegmentation, pipeline
 
 from unept_hf import UneptConfig, UneptForSemanticSegmentation, UneptImageProcessor
 from unept_hf.data.class_lists import class_list_from_data, load_class_list
+from unept_hf.model.configuration_unept import CONVENTIONS
 from unept_hf.synthetic.scenes import synthetic_scene
 from unept_hf.training import building, trainer
 from unept_hf.training.arguments import TrainingModelArguments
@@ -197,6 +199,38 @@ def test_overrides_that_change_a_trained_model_are_told(tmp_path, caplog):
     unused, new = (record.message for record in caplog.records if "config_overrides" in record.message)
     assert f"16 weights of {tmp_path} are not used: model.decoder_layers.0.self_attn.attention" in unused
     assert f"8 weights that {tmp_path} does not have start new: model.decoder_layers.0.self_attn.out_proj" in new
+
+
+def test_original_conventions(tmp_path, caplog):
+    """In a new model, and in one that is trained on; the default keeps what that one has."""
+    overrides = {**TINY_MODEL, "loss_reduction": "valid"}
+    options = {"evaluate": False, "max_steps": 1, "conventions": "original"}
+    run(tmp_path / "new", config_overrides=overrides, **options)
+    messages = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    (chosen,) = [message for message in messages if "conventions" in message]
+    assert "loss_reduction='all', but config_overrides set 'valid', which counts" in chosen
+    (crops,) = [message for message in messages if "'batch'" in message]
+    assert "the 4 crop(s) that a process takes at once attend to each other. The original takes 2" in crops
+    config = UneptConfig.from_pretrained(tmp_path / "new" / "model")
+    assert {name: getattr(config, name) for name in CONVENTIONS["original"]} == {
+        **CONVENTIONS["original"],
+        "loss_reduction": "valid",
+    }
+
+    caplog.clear()
+    trained = {"model_name_or_path": tmp_path / "new" / "model", "config_overrides": None, "train_batch_size": 2}
+    for conventions, reduction, pixels in (
+        (None, "valid", 100),
+        ("original", "all", 100),
+        ("corrected", "valid", 0),
+    ):
+        new_state()
+        output_dir = tmp_path / str(conventions)
+        run(output_dir, **{**options, **trained, "conventions": conventions})
+        config = UneptConfig.from_pretrained(output_dir / "model")
+        found = (config.decoder_self_attention, config.loss_reduction, config.min_boundary_class_pixels)
+        assert found == ("batch", reduction, pixels)
+    assert not [record.message for record in caplog.records if "attend to each other" in record.message]
 
 
 def test_a_loss_that_is_not_finite_stops_training(tmp_path):

@@ -410,8 +410,9 @@ def test_nothing_global_is_touched():
 def test_documentation_runs(scene, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     image, label_map = scene
-    image.save("photo.jpg")
-    PIL.Image.fromarray(label_map.astype(np.uint8)).save("annotation.png")
+    size = (480, 360)  # of the street photograph, in which the page names a pixel
+    image.resize(size).save("photo.jpg")
+    PIL.Image.fromarray(label_map.astype(np.uint8)).resize(size, PIL.Image.Resampling.NEAREST).save("annotation.png")
     UneptForSemanticSegmentation.from_preset("unept-tiny", id2label=NAMES).save_pretrained("my-model")
     UneptImageProcessor(size={"shortest_edge": 64}).save_pretrained("my-model")
     page = (Path(__file__).parents[2] / "docs" / "pictures.md").read_text()

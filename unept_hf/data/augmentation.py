@@ -7,7 +7,7 @@ added.
 Random numbers come from PyTorch's global generator.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
@@ -191,6 +191,8 @@ class TrainingAugmentation:
         image_std: Standard deviation of each channel, for pixels in [0, 1].
         ignore_index: Label of unlabeled pixels in the label maps, and of padding.
         boundary_targets: Whether to make the targets of the boundary heads.
+        boundary_targets_from: "crop", or "image" for targets that are made from the whole label map, and resized,
+            cropped and flipped like it. A flip keeps the values of directions, as in the original code.
         max_boundary_distance: See `max_distance` of `boundary_targets`.
         ignore_unlabelled: See `boundary_targets`.
         min_class_pixels: See `boundary_targets`.
@@ -216,6 +218,7 @@ class TrainingAugmentation:
         image_std: list[float] | tuple[float, ...] = IMAGENET_DEFAULT_STD,
         ignore_index: int = 255,
         boundary_targets: bool = True,
+        boundary_targets_from: Literal["crop", "image"] = "crop",
         max_boundary_distance: int = 5,
         ignore_unlabelled: bool = True,
         min_class_pixels: int = 0,
@@ -226,6 +229,9 @@ class TrainingAugmentation:
         height, width = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
         requirements = {
             f"crop_size must be a positive number or (height, width), got {crop_size}.": min(height, width) >= 1,
+            f"boundary_targets_from must be 'crop' or 'image', got {boundary_targets_from!r}.": (
+                boundary_targets_from in ("crop", "image")
+            ),
             f"scale must be two positive lengths in pixels, got {scale}.": scale is None or min(scale) >= 1,
             f"ratio_range must be (least, largest) with 0 < least <= largest, got {ratio_range}.": (
                 0 < ratio_range[0] <= ratio_range[1]
@@ -233,6 +239,8 @@ class TrainingAugmentation:
             f"cat_max_ratio must lie within [0, 1], got {cat_max_ratio}.": 0 <= cat_max_ratio <= 1,
             f"flip_probability must lie within [0, 1], got {flip_probability}.": 0 <= flip_probability <= 1,
             f"rotation_degrees must lie within [0, 180], got {rotation_degrees}.": 0 <= rotation_degrees <= 180,
+            "rotation_degrees must be 0 with boundary_targets_from='image', whose directions would not turn with the "
+            f"image, got {rotation_degrees}.": not (boundary_targets_from == "image" and rotation_degrees),
             f"blur_probability must lie within [0, 1], got {blur_probability}.": 0 <= blur_probability <= 1,
             f"photometric_strength must lie within [0, 2], got {photometric_strength}.": 0
             <= photometric_strength
@@ -250,6 +258,7 @@ class TrainingAugmentation:
                 "ignore_unlabelled": ignore_unlabelled,
                 "min_class_pixels": min_class_pixels,
             }
+        self.boundary_targets_from = boundary_targets_from
         # Where a turned image ends, the mean color begins, as in padding.
         mean_color = [round(255 * mean) for mean in image_mean]
         turn = v2.RandomRotation(
@@ -274,8 +283,8 @@ class TrainingAugmentation:
     @classmethod
     def from_config(cls, config, image_processor, **kwargs) -> "TrainingAugmentation":
         """
-        The augmentation that goes with a model: boundary targets as the model would compute them from the labels, and
-        pixels normalized as its image processor does.
+        The augmentation that goes with a model: boundary targets with its conventions, and pixels normalized as its
+        image processor does.
 
         Args:
             config: `UneptConfig` of the model.
@@ -287,6 +296,7 @@ class TrainingAugmentation:
             "image_std": image_processor.image_std,
             "ignore_index": config.semantic_loss_ignore_index,
             "boundary_targets": config.use_boundary_heads,
+            "boundary_targets_from": config.boundary_targets_from,
             "max_boundary_distance": config.max_boundary_distance,
             "ignore_unlabelled": config.ignore_unlabelled_boundaries,
             "min_class_pixels": config.min_boundary_class_pixels,
@@ -305,10 +315,19 @@ class TrainingAugmentation:
             `direction_map`, int64 `crop_size`, see `unept_hf.model.boundary.boundary_targets`.
         """
         pixels = tv_tensors.Image(F.pil_to_tensor(image))
-        pixels, mask = self.transforms(pixels, tv_tensors.Mask(torch.from_numpy(np.array(label_map))))
+        masks = [tv_tensors.Mask(torch.from_numpy(np.array(label_map)))]
+        if self.boundary_options is not None and self.boundary_targets_from == "image":
+            targets = boundary_targets(masks[0].as_subclass(Tensor), **self.boundary_options, has_padding=False)
+            masks.append(tv_tensors.Mask(torch.stack(targets)))
+        pixels, mask, *resized_targets = self.transforms(pixels, *masks)
         padding = [0, 0, *(full - side for full, side in zip(self.crop_size[::-1], mask.shape[::-1]))]
         labels = F.pad(mask, padding, fill=self.ignore_index).as_subclass(Tensor)
         example = {"pixel_values": F.pad(pixels, padding).as_subclass(Tensor), "labels": labels}
         if self.boundary_options is not None:
-            example["boundary_map"], example["direction_map"] = boundary_targets(labels, **self.boundary_options)
+            if resized_targets:
+                fill = self.ignore_index if self.boundary_options["ignore_unlabelled"] else 0
+                targets = F.pad(resized_targets[0], padding, fill=fill).as_subclass(Tensor).unbind()
+            else:
+                targets = boundary_targets(labels, **self.boundary_options)
+            example["boundary_map"], example["direction_map"] = targets
         return example

@@ -138,11 +138,10 @@ def boundary_targets(
     max_distance: int = 5,
     ignore_unlabelled: bool = True,
     min_class_pixels: int = 0,
+    has_padding: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """
     Targets of the boundary head and of the direction head. Runs on the CPU, whatever the device of the labels.
-
-    Rows at the bottom and columns at the right in which nothing is labeled are padding, and make no boundary.
 
     Args:
         labels: `(height, width)` or `(batch, height, width)`, int64.
@@ -151,6 +150,8 @@ def boundary_targets(
         ignore_unlabelled: whether unlabeled pixels get `ignore_index`. Otherwise they are boundary pixels of
             direction 4, and padding is not a boundary and of direction 0, as in the original code.
         min_class_pixels: classes with fewer pixels are treated as unlabeled.
+        has_padding: whether rows at the bottom and columns at the right in which nothing is labeled are padding, and
+            make no boundary.
 
     Returns:
         Boundary labels (0 or 1) and direction labels (0..7), both int64 in the shape and on the device of `labels`.
@@ -158,7 +159,7 @@ def boundary_targets(
     """
     if labels.dim() == 3:
         targets = [
-            boundary_targets(image, ignore_index, max_distance, ignore_unlabelled, min_class_pixels)
+            boundary_targets(image, ignore_index, max_distance, ignore_unlabelled, min_class_pixels, has_padding)
             for image in labels
         ]
         if not targets:
@@ -167,8 +168,10 @@ def boundary_targets(
 
     label_map = labels.cpu().numpy()
     labeled = label_map != ignore_index
-    height = int(labeled.any(1).nonzero()[0].max(initial=-1)) + 1
-    width = int(labeled.any(0).nonzero()[0].max(initial=-1)) + 1
+    height, width = label_map.shape
+    if has_padding:
+        height = int(labeled.any(1).nonzero()[0].max(initial=-1)) + 1
+        width = int(labeled.any(0).nonzero()[0].max(initial=-1)) + 1
     padding = (0, label_map.shape[1] - width, 0, label_map.shape[0] - height)
     target_of_padding = ignore_index if ignore_unlabelled else 0
     if height == 0:

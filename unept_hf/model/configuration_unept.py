@@ -13,7 +13,7 @@ from transformers.backbone_utils import consolidate_backbone_kwargs_to_config
 from transformers.utils import logging
 
 
-__all__ = ["PRESETS", "UneptConfig"]
+__all__ = ["CONVENTIONS", "PRESETS", "UneptConfig"]
 
 logger = logging.get_logger(__name__)
 
@@ -63,6 +63,32 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Fields under one word, for training: the defaults, and what the original code of 2021 does. The decoder is part of
+# the weights, so only the original's conventions name one.
+CONVENTIONS: dict[str, dict[str, Any]] = {
+    "corrected": {
+        "loss_reduction": "valid",
+        "direction_loss_region": "predicted",
+        "refinement_score": "probability",
+        "boundary_align_corners": False,
+        "ignore_unlabelled_boundaries": True,
+        "min_boundary_class_pixels": 0,
+        "boundary_targets_from": "crop",
+        "balance_boundaries_per_process": False,
+    },
+    "original": {
+        "decoder_self_attention": "batch",
+        "loss_reduction": "all",
+        "direction_loss_region": "predicted",
+        "refinement_score": "logit",
+        "boundary_align_corners": True,
+        "ignore_unlabelled_boundaries": False,
+        "min_boundary_class_pixels": 100,
+        "boundary_targets_from": "image",
+        "balance_boundaries_per_process": True,
+    },
+}
+
 
 @strict
 class UneptConfig(PreTrainedConfig):
@@ -91,13 +117,15 @@ class UneptConfig(PreTrainedConfig):
         dropout (`float`, *optional*, defaults to 0.1):
             Dropout probability after the attention and in the feed-forward layers.
         attention_dropout (`float`, *optional*, defaults to 0.1):
-            Dropout probability of the attention weights of the dense decoder self-attention.
+            Dropout probability of the attention weights of the decoder self-attentions `"dense"` and `"batch"`.
         activation_function (`str`, *optional*, defaults to `"relu"`):
             Activation of the feed-forward layers.
         decoder_self_attention (`str`, *optional*, defaults to `"deformable"`):
             `"deformable"`: a query samples the query grid, which was best in our ablations; `"pointwise"`: a query
             sees only itself, as in the original code for a single image, so in its weights and the published
-            results; `"dense"`: every query sees every query.
+            results; `"dense"`: every query sees every query; `"batch"`: a fault of the original code, for repeating
+            its training: in training mode, a query sees the queries at its place in all images of the batch, and
+            otherwise only itself, as with `"pointwise"`.
         query_grid_size (`tuple[int, int]`, *optional*, defaults to `(60, 60)`):
             Height and width of the learned query embedding: one query for each cell of the training crop (480 / 8).
             Other input sizes interpolate it.
@@ -120,6 +148,20 @@ class UneptConfig(PreTrainedConfig):
             Weight of the balanced cross entropy of the direction logits.
         refined_segmentation_loss_weight (`float`, *optional*, defaults to 1.0):
             Weight of the cross entropy of the refined logits.
+        dice_loss_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the Dice loss of the logits. Unlike the cross entropies, it and the Lovász loss hold the
+            probabilities of all classes at full size.
+        lovasz_loss_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the Lovász-Softmax loss of the logits.
+        class_weights (`tuple[float, ...]`, *optional*):
+            Weight of each class in the cross entropies of the logits and the refined logits, which are weighted means.
+        label_smoothing (`float`, *optional*, defaults to 0.0):
+            Share of the target that is spread over all classes in these cross entropies.
+        ohem_threshold (`float`, *optional*):
+            With it, these cross entropies count the hard pixels alone (online hard example mining): those whose label
+            has a probability below this value.
+        ohem_min_pixels (`int`, *optional*, defaults to 100000):
+            The least number of pixels that hard example mining counts, for each image of the batch.
         semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
             Label that no loss counts.
         loss_reduction (`str`, *optional*, defaults to `"valid"`):
@@ -138,6 +180,14 @@ class UneptConfig(PreTrainedConfig):
         min_boundary_class_pixels (`int`, *optional*, defaults to 0):
             Classes with fewer pixels in an image count as unlabeled when boundary targets are computed from `labels`
             (100 in the original target generator).
+        boundary_targets_from (`str`, *optional*, defaults to `"crop"`):
+            What `TrainingAugmentation` makes boundary targets from: the `"crop"` after resizing and flipping, or the
+            whole label map of the `"image"` before it (original code). The targets are then resized, cropped and
+            flipped like labels, so their boundaries get wider with the image, and a flip keeps the values of
+            directions. The model and the image processor always make them from the labels that they get.
+        balance_boundaries_per_process (`bool`, *optional*, defaults to `False`):
+            Whether each process weighs the classes of boundaries and directions by their frequency among its own
+            pixels (original code) instead of among those of all processes.
         num_channels (`int`, *optional*, defaults to 3):
             Number of image channels.
 
@@ -179,7 +229,7 @@ class UneptConfig(PreTrainedConfig):
     dropout: float | int = 0.1
     attention_dropout: float | int = 0.1
     activation_function: str = "relu"
-    decoder_self_attention: Literal["pointwise", "dense", "deformable"] = "deformable"
+    decoder_self_attention: Literal["pointwise", "dense", "deformable", "batch"] = "deformable"
     query_grid_size: list[int] | tuple[int, ...] = (60, 60)
     use_spatial_branch: bool = True
     spatial_branch_channels: list[int] | tuple[int, ...] = (64, 128, 256)
@@ -190,6 +240,12 @@ class UneptConfig(PreTrainedConfig):
     boundary_loss_weight: float | int = 5.0
     direction_loss_weight: float | int = 0.6
     refined_segmentation_loss_weight: float | int = 1.0
+    dice_loss_weight: float | int = 0.0
+    lovasz_loss_weight: float | int = 0.0
+    class_weights: list[float | int] | tuple[float | int, ...] | None = None
+    label_smoothing: float | int = 0.0
+    ohem_threshold: float | int | None = None
+    ohem_min_pixels: int = 100_000
     semantic_loss_ignore_index: int = 255
     loss_reduction: Literal["valid", "all"] = "valid"
     direction_loss_region: Literal["predicted", "target"] = "predicted"
@@ -197,6 +253,8 @@ class UneptConfig(PreTrainedConfig):
     boundary_align_corners: bool = False
     ignore_unlabelled_boundaries: bool = True
     min_boundary_class_pixels: int = 0
+    boundary_targets_from: Literal["crop", "image"] = "crop"
+    balance_boundaries_per_process: bool = False
     num_channels: int = 3
 
     def __post_init__(self, **kwargs):
@@ -205,6 +263,11 @@ class UneptConfig(PreTrainedConfig):
                 "use_pretrained_backbone is not part of the configuration, because weights are loaded into a model: "
                 "use UneptForSemanticSegmentation.from_preset(..., use_pretrained_backbone=True) or "
                 "model.load_pretrained_backbone()."
+            )
+        if "conventions" in kwargs:
+            raise ValueError(
+                "conventions is not a field of the configuration, because it stands for several fields: use "
+                "UneptConfig.from_preset(name, conventions=...)."
             )
         # A Hub folder's pointer to the code in it, which saving with the installed package would not write again.
         if __name__.startswith("unept_hf."):
@@ -255,7 +318,7 @@ class UneptConfig(PreTrainedConfig):
         count = len(config_dict.get("id2label") or {})
         if "id2label" in kwargs or "label2id" in kwargs or kwargs.get("num_labels", count) != count:
             # The file's fields of classes belong together.
-            for name in classes:
+            for name in (*classes, "class_weights"):
                 config_dict.pop(name, None)
         config_dict.update({name: kwargs.pop(name) for name in (*cls.__annotations__, *classes) if name in kwargs})
         return super().from_dict(config_dict, **kwargs)
@@ -271,7 +334,7 @@ class UneptConfig(PreTrainedConfig):
         return 2 ** len(self.spatial_branch_channels)
 
     @classmethod
-    def from_preset(cls, name: str, **kwargs) -> "UneptConfig":
+    def from_preset(cls, name: str, conventions: str = "corrected", **kwargs) -> "UneptConfig":
         """
         Configuration of a named model.
 
@@ -280,15 +343,21 @@ class UneptConfig(PreTrainedConfig):
                 `"unept-resnet50"` and `"unept-deit-base"` are the models of the paper,
                 `"unept-efficientnet-lite0"` has 4.3 million parameters, and `"unept-tiny"` is for tests. All four have
                 deformable self-attention in the decoder, where the published results have `"pointwise"`.
+            conventions (`str`, *optional*, defaults to `"corrected"`):
+                `"original"` sets the loss, its targets and the decoder's self-attention to what the original code
+                does in training; docs/fidelity.md lists the fields.
             **kwargs:
-                Fields that replace the preset's, such as `num_labels` or `query_grid_size`.
+                Fields that replace those of the preset and of the conventions, such as `num_labels` or
+                `query_grid_size`.
 
         Raises:
-            ValueError: for an unknown name.
+            ValueError: for an unknown name, or unknown conventions.
         """
         if name not in PRESETS:
             raise ValueError(f"Unknown preset {name!r}; the presets are {', '.join(sorted(PRESETS))}.")
-        return cls(**{**copy.deepcopy(PRESETS[name]), **kwargs})
+        if conventions not in CONVENTIONS:
+            raise ValueError(f"Unknown conventions {conventions!r}; the choices are {', '.join(CONVENTIONS)}.")
+        return cls(**{**copy.deepcopy(PRESETS[name]), **CONVENTIONS[conventions], **kwargs})
 
     def validate_fields(self):
         """Values that are out of range or do not fit together, all in one message."""
@@ -300,14 +369,24 @@ class UneptConfig(PreTrainedConfig):
         for name in (*sizes, "intermediate_size", "num_channels", "num_labels"):
             if getattr(self, name) < 1:
                 yield f"{name} must be at least 1, got {getattr(self, name)}."
-        weights = [f"{name}_loss_weight" for name in ("segmentation", "boundary", "direction", "refined_segmentation")]
+        losses = ("segmentation", "boundary", "direction", "refined_segmentation", "dice", "lovasz")
+        weights = [f"{name}_loss_weight" for name in losses]
         counts = ("encoder_layers", "decoder_layers", "min_boundary_class_pixels", "max_boundary_distance")
-        for name in (*counts, *weights):
+        for name in (*counts, "ohem_min_pixels", *weights):
             if not 0 <= getattr(self, name) < float("inf"):
                 yield f"{name} must be a finite number of at least 0, got {getattr(self, name)}."
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 yield f"{name} must lie in [0, 1), got {getattr(self, name)}."
+        if self.class_weights is not None:
+            if len(self.class_weights) != self.num_labels:
+                yield f"class_weights has {len(self.class_weights)} weights, but there are {self.num_labels} classes."
+            if not all(0 <= weight < float("inf") for weight in self.class_weights):
+                yield f"class_weights must be finite numbers of at least 0, got {list(self.class_weights)}."
+        if not 0 <= self.label_smoothing <= 1:
+            yield f"label_smoothing must lie in [0, 1], got {self.label_smoothing}."
+        if self.ohem_threshold is not None and not 0 < self.ohem_threshold <= 1:
+            yield f"ohem_threshold is a probability within (0, 1], got {self.ohem_threshold}."
         if self.refinement_score == "probability" and not 0 <= self.boundary_threshold <= 1:
             yield f"boundary_threshold is a probability within [0, 1], got {self.boundary_threshold}."
         if self.activation_function not in ACT2FN:

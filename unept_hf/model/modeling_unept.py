@@ -239,6 +239,19 @@ class UneptDenseAttention(nn.Module):
         return self.out_proj(output.flatten(2))
 
 
+class UneptBatchAttention(UneptDenseAttention):
+    """
+    Decoder self-attention of the original code in training: it takes `(batch, queries, C)` for `(sequence, batch, C)`,
+    so a query attends to the queries at its place in all images of the batch. In evaluation each image gets the
+    result for itself alone, which is how the original's results were measured.
+    """
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if self.training:
+            return super().forward(hidden_states.transpose(0, 1)).transpose(0, 1)
+        return self.out_proj(self.v_proj(hidden_states))
+
+
 class UneptMLP(nn.Module):
     """Feed-forward layer."""
 
@@ -298,6 +311,8 @@ class UneptDecoderLayer(GradientCheckpointingLayer):
             self.self_attn = UneptDeformableAttention(config, num_levels=1)
         elif config.decoder_self_attention == "dense":
             self.self_attn = UneptDenseAttention(config)
+        elif config.decoder_self_attention == "batch":
+            self.self_attn = UneptBatchAttention(config)
         else:
             self.self_attn = UneptPointwiseAttention(config)
         self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size)
@@ -459,10 +474,10 @@ class UneptPreTrainedModel(PreTrainedModel):
             name (`str`): a preset of [`UneptConfig.from_preset`], which says how it differs from the paper's.
             use_pretrained_backbone (`bool`, *optional*, defaults to `False`):
                 Whether the backbone starts from the weights that timm has for it (ImageNet), which are downloaded.
-            **kwargs: fields that replace the preset's, such as `num_labels`.
+            **kwargs: `conventions`, and fields that replace the preset's, such as `num_labels`.
 
         Raises:
-            ValueError: for an unknown name.
+            ValueError: for an unknown name, or unknown conventions.
             OSError: when the weights cannot be downloaded.
         """
         model = cls(UneptConfig.from_preset(name, **kwargs))

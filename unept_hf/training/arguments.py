@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from ..arguments import merge_options, option, read_options, words_of_options
 from ..data.arguments import DatasetArguments
-from ..model.configuration_unept import PRESETS
+from ..model.configuration_unept import CONVENTIONS, PRESETS
+from .automatic_options import automatic_options
 
 
 __all__ = [
@@ -57,6 +59,12 @@ class TrainingModelArguments:
     """Which model to train."""
 
     preset: str = option("unept-resnet50", f"A new model: {', '.join(PRESETS)}.")
+    conventions: str | None = option(
+        None,
+        "corrected, or original: what the code of 2021 does in training, in the loss, its targets and the decoder. "
+        "It sets several fields of UneptConfig; config_overrides win over it. By default corrected for a new model, "
+        "and for a trained model those that it has.",
+    )
     config_overrides: dict[str, Any] | str | None = option(
         None,
         "Fields of UneptConfig that replace those of the preset or of the trained model, as JSON: "
@@ -80,6 +88,8 @@ class TrainingModelArguments:
             self.model_name_or_path = os.path.abspath(self.model_name_or_path)
         backbones = bool(self.use_pretrained_backbone) + bool(self.backbone_checkpoint)
         refuse(
+            self.conventions not in (None, *CONVENTIONS)
+            and f"conventions must be {' or '.join(CONVENTIONS)}, got {self.conventions!r}.",
             backbones > 1 and "use_pretrained_backbone and backbone_checkpoint exclude each other: choose one.",
             bool(backbones and self.model_name_or_path)
             and "model_name_or_path brings its own backbone weights: drop the options of the backbone.",
@@ -157,6 +167,8 @@ class OutputArguments:
     )
     report_to: list[str] = option([], "Trackers: tensorboard, trackio, wandb.")
     run_name: str = option("unept", "Name of the project in the trackers.")
+    dry_run: bool = option(False, "Load data and model, draw the crops of the first step, and stop.")
+    lr_range_test: bool = option(False, "Train 100 steps at rising learning rates, draw the loss, and stop.")
     disable_tqdm: bool = option(False, "Show no progress bars.")
     push_to_hub: bool = option(False, "Upload the final model.")
     hub_model_id: str | None = option(None, "Repository to upload to; the name of output_dir by default.")
@@ -264,12 +276,33 @@ def _words_of_both(options: dict[str, Any], args: list[str]) -> list[str]:
     return words
 
 
+def _automatic_file(args: list[str]) -> str | None:
+    """The file of automatic options, if the words name data but neither a file of options nor a data set."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    names = ("data_dir", "image_dir", "label_dir", "label_suffix", "class_list", "output_dir", "dataset_name")
+    for name in (*names, "cpu", "disable_tqdm"):
+        flag: dict[str, Any] = {} if name in names else {"nargs": "?", "const": "yes"}
+        parser.add_argument(*{f"--{name}", f"--{name.replace('_', '-')}"}, dest=name, **flag)
+    parser.add_argument("-h", "--help", action="store_true")
+    given, _ = parser.parse_known_args(args)
+    if given.help or given.dataset_name is not None or given.data_dir is None:
+        return None
+    known = {name: getattr(given, name) for name in ("image_dir", "label_dir", "label_suffix", "class_list")}
+    flags = {name: string_to_bool(getattr(given, name) or "no") for name in ("cpu", "disable_tqdm")}
+    return str(
+        automatic_options(
+            given.data_dir, given.output_dir, use_cpu=flags["cpu"], progress=not flags["disable_tqdm"], **known
+        )
+    )
+
+
 def parse_arguments(
     args: list[str], program: str | None = None
 ) -> tuple[TrainingModelArguments, TrainingDataArguments, RunArguments]:
     """
     The options of a command line. If its first word is a YAML or JSON file, that file comes first, and the words after
-    it replace its values.
+    it replace its values. If there is neither a file nor a data set, but a `data_dir`, the file of `automatic_options`
+    comes first.
 
     Args:
         args: The words.
@@ -288,6 +321,8 @@ def parse_arguments(
         usage=_USAGE,
     )
     parser.add_argument("--traceback", action="store_true", help="Show where errors come from.")
+    if not (args and args[0].endswith((".yaml", ".yml", ".json"))) and (file := _automatic_file(args)):
+        args = [file, *args]
     if args and args[0].endswith((".yaml", ".yml", ".json")):
         path, *args = args
         options = read_options(path)

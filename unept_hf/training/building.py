@@ -15,7 +15,7 @@ from ..data.arguments import DatasetArguments
 from ..data.class_lists import ClassList
 from ..data.segmentation_datasets import hold_out, load_segmentation_dataset
 from ..model.backbone_unept import plain_tensors
-from ..model.configuration_unept import UneptConfig
+from ..model.configuration_unept import CONVENTIONS, UneptConfig
 from ..model.image_processing_unept import UneptImageProcessor
 from ..model.modeling_unept import UneptForSemanticSegmentation
 from .arguments import RunArguments, TrainingDataArguments, TrainingModelArguments, refuse
@@ -51,9 +51,16 @@ def load_data(
     return train_set, eval_set, class_list
 
 
+def _config_fields(model_args: TrainingModelArguments) -> dict[str, Any]:
+    """The fields that replace those of the preset or of the trained model."""
+    conventions = CONVENTIONS[model_args.conventions] if model_args.conventions else {}
+    overrides: Any = model_args.config_overrides or {}
+    return {**conventions, **overrides}
+
+
 def make_config(model_args: TrainingModelArguments, crop_size: int, class_list: ClassList) -> UneptConfig:
     """Configuration of a new model for some classes."""
-    overrides: Any = model_args.config_overrides or {}
+    overrides = _config_fields(model_args)
     unknown = ", ".join(sorted(overrides.keys() - UneptConfig().to_dict().keys()))
     refuse(bool(unknown) and f"config_overrides has fields that UneptConfig does not know: {unknown}.")
     config = UneptConfig.from_preset(model_args.preset, **_class_options(class_list), **overrides)
@@ -76,7 +83,14 @@ def load_model(
 ) -> UneptForSemanticSegmentation:
     """A new model, or a trained one with the classes of the data set. When resumed, its weights do not matter."""
     name = model_args.model_name_or_path
-    overrides: Any = model_args.config_overrides or {}
+    overrides = _config_fields(model_args)
+    if model_args.conventions:
+        for field, value in CONVENTIONS[model_args.conventions].items():
+            if overrides[field] != value:
+                logger.warning(
+                    f"conventions={model_args.conventions} stands for {field}={value!r}, but config_overrides set "
+                    f"{overrides[field]!r}, which counts."
+                )
     if name:
         check_model_name(name)
         with plain_tensors(name):
@@ -94,7 +108,8 @@ def load_model(
         ):
             if keys:
                 some = ", ".join(sorted(keys)[:3])
-                logger.warning(f"With config_overrides={overrides}, {len(keys)} weights {what}: {some}, ...")
+                fields_set = f"{overrides} from conventions and config_overrides"
+                logger.warning(f"With {fields_set}, {len(keys)} weights {what}: {some}, ...")
     else:
         model = UneptForSemanticSegmentation(make_config(model_args, crop_size, class_list))
         if (model_args.use_pretrained_backbone or model_args.backbone_checkpoint) and not is_resumed:

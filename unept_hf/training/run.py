@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from ..files import make_directory
 from .arguments import parse_arguments
 from .checkpoints import latest_checkpoint, lock_folder
+from .learning_rate_range import learning_rate_range
 from .processes import end_workers, main_process_leads, make_accelerator
 from .trainer import SegmentationTrainer
 
@@ -46,8 +47,8 @@ def main(args: list[str] | None = None, program: str | None = None) -> dict[str,
         OSError: for files that cannot be read or written, and when the disk is full.
         FloatingPointError: when the loss is not finite.
     """
-    model_args, data_args, run_args = parse_arguments(sys.argv[1:] if args is None else args, program)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    model_args, data_args, run_args = parse_arguments(sys.argv[1:] if args is None else args, program)
     logging.getLogger("accelerate").setLevel(logging.WARNING)
     if run_args.disable_tqdm:
         datasets.disable_progress_bars()
@@ -60,8 +61,14 @@ def main(args: list[str] | None = None, program: str | None = None) -> dict[str,
             if accelerator.is_main_process:
                 stack.enter_context(lock_folder(make_directory(output_dir)))
         trainer = SegmentationTrainer(accelerator, model_args, data_args, run_args)
+        if run_args.dry_run:
+            trainer.draw_crops()
+            accelerator.end_training()
+            return {}
         try:
-            if trainer.train():
+            if run_args.lr_range_test:
+                learning_rate_range(trainer)
+            elif trainer.train():
                 trainer.finish()
         except Exception as error:
             if not _is_full_disk(error):

@@ -44,7 +44,7 @@ from ..model.backbone_unept import plain_tensors
 from ..model.image_processing_unept import UneptImageProcessor
 from ..model.modeling_unept import UneptForSemanticSegmentation
 from ..version import __version__
-from ..visualization.figures import draw_samples
+from ..visualization.figures import draw_crops, draw_samples
 from .arguments import FREE_OPTIONS, NOTED_OPTIONS, RunArguments, TrainingDataArguments, TrainingModelArguments, refuse
 from .building import image_processor_options, load_data, load_model, make_optimizer, make_scheduler
 from .checkpoints import checkpoint_to_resume, commit_checkpoint, latest_checkpoint, start_checkpoint
@@ -96,6 +96,12 @@ class SegmentationTrainer:
         # Dropout draws other numbers in each process.
         set_seed(run_args.seed, device_specific=True)
         self.config = model.config
+        if self.config.decoder_self_attention == "batch" and self.piece_size != 2:
+            logger.warning(
+                f"With decoder_self_attention='batch', the {self.piece_size} crop(s) that a process takes at once "
+                "attend to each other. The original takes 2: train_batch_size / (processes x "
+                "gradient_accumulation_steps) should be 2."
+            )
         self.processor = UneptImageProcessor(
             **image_processor_options(model, model_args.model_name_or_path),
             size={"shortest_edge": min(data_args.scale), "longest_edge": max(data_args.scale)},
@@ -359,6 +365,19 @@ class SegmentationTrainer:
                     f"at most {factors.max():.1f} times."
                 )
         return broadcast_object_list([factors])[0]
+
+    def draw_crops(self) -> None:
+        """Writes a picture of the crops of the next step with their masks, as the model gets them."""
+        batch = next(self._batches())
+        mean, std = (
+            torch.tensor(values)[:, None, None] for values in (self.processor.image_mean, self.processor.image_std)
+        )
+        images = ((batch["pixel_values"].cpu() * std + mean).clamp(0, 1) * 255).round().byte().movedim(1, -1)
+        file = self.output_dir / "first_crops.png"
+        if self.accelerator.is_main_process:
+            id2label, palette = self.class_list.id2label, self.class_list.palette
+            draw_crops(images.numpy(), batch["labels"].cpu().numpy(), id2label, palette).savefig(file)
+        logger.info(f"{len(images)} crops of the first step are in {file}. Without --dry_run, training starts.")
 
     def _set_to_training(self) -> None:
         self.model.train()

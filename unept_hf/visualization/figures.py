@@ -47,6 +47,7 @@ __all__ = [
     "color_label_map",
     "draw_boundaries",
     "draw_comparison",
+    "draw_crops",
     "draw_overlay",
     "draw_refinement",
     "draw_samples",
@@ -394,6 +395,34 @@ def draw_samples(samples: list[dict], palette=None, figure: FigureBase | None = 
         _show(row[0], np.asarray(sample["image"]), f"image {sample['name']}".rstrip())
         for axis, name in zip(row[1:], names[1:]):
             _show(axis, color_label_map(sample[name], palette, unlabeled=(0, 0, 0)), titles[name])
+    return figure
+
+
+def draw_crops(
+    images: np.ndarray, label_maps: np.ndarray, id2label: Mapping[int, str] | None = None, palette=None
+) -> NotebookFigure:
+    """
+    Crops of a training step beside their masks, and a legend of the classes in them.
+
+    Args:
+        images: `(crops, height, width, 3)`, uint8, of which up to 8 are shown.
+        label_maps: `(crops, height, width)`; unlabeled pixels stay as in the image.
+        id2label: names of the classes.
+        palette: as in `overlay`.
+    """
+    images, label_maps = images[:8], label_maps[:8]
+    palette = class_palette(palette, id2label, label_maps[0])
+    columns = min(len(images), 4)
+    rows = math.ceil(len(images) / columns)
+    figure, axes = _panels(label_maps.shape[1:], 2 * columns, rows, extra=0.8)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for place, (image, label_map) in enumerate(zip(images, label_maps)):
+        row, column = divmod(place, columns)
+        _show(axes[row, 2 * column], image)
+        _show(axes[row, 2 * column + 1], np.asarray(overlay(image, label_map, palette)))
+    areas = class_areas(label_maps.reshape(1, -1), id2label)
+    _legend(figure, areas, palette, 17, loc="outside lower center", ncols=6)
     return figure
 
 
