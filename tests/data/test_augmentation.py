@@ -199,6 +199,54 @@ def test_workers_can_have_a_copy():
     assert torch.equal(copy(image, label_map)["pixel_values"], expected["pixel_values"])
 
 
+# What the paper does not have
+
+
+@pytest.mark.parametrize(("dtype", "ignore_index"), [(np.uint8, 255), (np.int32, -100)])
+def test_rotation(dtype, ignore_index):
+    """Image and labels turn together; beyond the image are the mean color and the ignored label."""
+    label_map = (blocks(80, 80, seed=3) % 2).astype(dtype)
+    image = PIL.Image.fromarray(np.repeat(label_map[..., None].astype(np.uint8) * 255, 3, axis=2))
+    options = {**PLAIN, "rotation_degrees": 30.0, "ignore_index": ignore_index}
+    augmentation = TrainingAugmentation(crop_size=80, image_mean=(0.2, 0.4, 0.6), image_std=(1, 1, 1), **options)
+    shares, turned = [], 0
+    for _ in range(40):
+        example = augmentation(image, label_map)
+        outside = example["labels"] == ignore_index
+        shares.append(outside.float().mean().item())
+        assert set(example["labels"].unique().tolist()) <= {0, 1, ignore_index}
+        green = example["pixel_values"][1] + 0.4
+        assert ((green > 0.5) != (example["labels"] == 1))[~outside].float().mean() < 0.02
+        if outside[:5, :5].all():
+            turned += 1
+            assert example["pixel_values"][:, :3, :3].abs().max() < 1e-3
+    # Turned by 30 degrees, a square leaves 15% of its place.
+    assert turned > 10 and min(shares) < 0.06 and 0.12 < max(shares) < 0.17
+
+
+def test_blur():
+    label_map = blocks(64, 64)
+    noise = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    plain = TrainingAugmentation(crop_size=64, **PLAIN)
+    blurred = TrainingAugmentation(crop_size=64, blur_probability=0.5, **PLAIN)
+    expected = plain(noise, label_map)
+    ratios = []
+    for _ in range(60):
+        example = blurred(noise, label_map)
+        assert torch.equal(example["labels"], expected["labels"])
+        ratios.append((example["pixel_values"].std() / expected["pixel_values"].std()).item())
+    assert 15 <= ratios.count(1.0) <= 45 and max(ratios) <= 1 and min(ratios) < 0.5
+    flat = PIL.Image.new("RGB", (64, 64), (9, 90, 190))
+    torch.testing.assert_close(blurred(flat, label_map), plain(flat, label_map))
+
+
+@pytest.mark.parametrize(("strength", "factors"), [(0.5, (0.75, 1.25)), (2.0, (0.0, 2.0))])
+def test_photometric_strength(strength, factors):
+    distortion = TrainingAugmentation(photometric_strength=strength).transforms.transforms[3]
+    assert (distortion.brightness, distortion.hue) == (32 * strength, 36 * strength)
+    assert distortion.contrast == distortion.saturation == factors
+
+
 # Unusual images
 
 
@@ -243,6 +291,10 @@ def test_labels_that_do_not_fit_in_bytes():
         ({"ratio_range": (0.0, 0.5)}, "ratio_range"),
         ({"cat_max_ratio": 1.5}, "cat_max_ratio"),
         ({"flip_probability": -0.1}, "flip_probability"),
+        ({"rotation_degrees": 181.0}, "rotation_degrees"),
+        ({"rotation_degrees": 1.0, "boundary_targets_from": "image"}, "rotation_degrees"),
+        ({"blur_probability": 1.1}, "blur_probability"),
+        ({"photometric_strength": float("nan")}, "photometric_strength"),
     ],
 )
 def test_arguments_out_of_range(options, message):

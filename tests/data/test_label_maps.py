@@ -204,14 +204,19 @@ def test_color_that_is_not_listed():
     pixels = np.full((4, 6, 3), 128, dtype=np.uint8)
     pixels[2, 3] = pixels[3, 1] = 9, 8, 7
     message = (
-        r"mask 'm' has the color \(9, 8, 7\) at row 2, column 3 \(and 1 more such pixels\), which class list 'colored'"
+        r"mask 'm' has the color #090807 \(9, 8, 7\) at row 2, column 3 \(and 1 more such pixels\), which class list "
+        r"'colored' .* The nearest color that it knows is #000000 \(0, 0, 0\), of pixels to ignore\."
         r'.*"mask_colors": \[\{"color": \[9, 8, 7\], "id": 0\}\]'
     )
     with pytest.raises(ValueError, match=message) as error:
         decode_label_map(PIL.Image.fromarray(pixels), COLORED, "m")
+    assert error.value.kind == "colors outside of the class list"
     entry = json.loads("{" + re.search(r'"mask_colors": \[.*\]', str(error.value))[0] + "}")
     data = {"classes": [{"id": 0, "name": "sky", "color": [128, 128, 128]}], **entry}
     assert (decode_label_map(PIL.Image.fromarray(pixels), class_list_from_data(data)) == 0).all()
+    pixels[2, 3] = 120, 70, 130
+    with pytest.raises(ValueError, match=r"#784682 .* nearest .* is #804080 \(128, 64, 128\), of class 'road'"):
+        decode_label_map(pixels, COLORED)
 
 
 def test_colors_without_a_list_of_them():
@@ -222,10 +227,36 @@ def test_colors_without_a_list_of_them():
 
 
 def test_colors_of_two_classes():
-    with pytest.raises(ValueError, match=r"has the color \(140, 140, 140\) at row 0, column 0, which .* several"):
+    message = r"has the color #8c8c8c \(140, 140, 140\) at row 0, column 0, which .* several"
+    with pytest.raises(ValueError, match=message):
         ade20k = load_class_list("ade20k")
         assert ade20k.palette[6] == ade20k.palette[48] == [140, 140, 140]
         decode_label_map(np.array([[[140] * 3, ade20k.palette[2]]], dtype=np.uint8), ade20k)
+
+
+def palette_mask(values, colors):
+    image = PIL.Image.fromarray(np.array(values, dtype=np.uint8))
+    image.putpalette([channel for color in colors for channel in color])
+    return image
+
+
+def test_palettes_with_the_colors_of_other_classes():
+    """As image editors write color masks: the numbers of the colors, in any order, are no class ids."""
+    sky, road, car = COLORED.palette
+    values = [[0, 1, 2, 3]]
+    for colors, is_odd in (
+        ([road, sky, car, car], True),
+        ([sky, road, car, [0, 0, 0]], True),  # as CamVid's, the last for pixels to ignore
+        ([road, sky, [1, 2, 3], car], False),
+    ):
+        row = {"label": palette_mask([[0, 1, 2, 2]], colors), "name": "p"}
+        expected = is_odd and colors[0] == road
+        assert (doubt_about_masks([row], COLORED) is not None) == expected
+        with pytest.raises(ValueError, match=r"mask 'p' holds the value\(s\) 3") as error:
+            decode_label_map(palette_mask(values, colors), COLORED, "p")
+        assert str(error.value).endswith("save it as RGB.") == is_odd
+    assert "save the masks as RGB" in doubt_about_masks([{"label": palette_mask([[0]], [car])}], COLORED)
+    assert doubt_about_masks([{"label": palette_mask([[0]], [car])}], THREE) is None
 
 
 def test_pure_colors_are_not_black_and_white():

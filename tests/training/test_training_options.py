@@ -193,6 +193,8 @@ def test_paths_in_the_home_folder(tmp_path, monkeypatch):
         ({"train_split": "train+"}, r"split='train\+' must name each split once"),
         ({"crop_size": -64}, r"crop_size must be .* such as 480, got -64"),
         ({"ratio_range": [0.5, "inf"]}, r"ratio_range must be two positive numbers, got \[0\.5, inf\]"),
+        ({"class_balanced_sampling": 1.5}, r"class_balanced_sampling must lie in \[0, 1\], got 1\.5"),
+        ({"class_balanced_sampling": 0.1, "streaming": True}, "which a stream cannot"),
         ({"scale": [512, 0]}, "scale must be two positive numbers"),
         ({"learning_rate": "nan"}, r"learning_rate must be a finite number from 0 on, such as 0\.0001, got nan"),
         ({"max_grad_norm": "inf"}, "max_grad_norm must be a finite number"),

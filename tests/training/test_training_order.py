@@ -9,7 +9,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from unept_hf.data.class_lists import class_list_from_data
-from unept_hf.training.order import AugmentedDataset, AugmentedStream, TrainingOrder, data_fingerprint
+from unept_hf.training.order import (
+    AugmentedDataset,
+    AugmentedStream,
+    TrainingOrder,
+    data_fingerprint,
+    repeat_factors,
+)
 
 
 CLASSES = class_list_from_data(["a", "b"])
@@ -68,6 +74,40 @@ def test_a_later_start_is_the_tail():
 def test_a_batch_may_be_larger_than_the_data_set():
     flat = [index for batch in order(num_items=2, batch_size=5, num_steps=2) for _, index in batch]
     assert all(sorted(flat[start : start + 2]) == [0, 1] for start in range(0, 10, 2))
+
+
+def test_repeat_factors():
+    """Section 4.1 of LVIS, by hand: an example has the factor of its rarest class."""
+    shown = np.zeros((100, 4), dtype=bool)  # nothing shows the last class
+    shown[:, 0] = True
+    shown[:4, 1] = True
+    shown[3:19, 2] = True
+    shown[99] = False
+    factors = repeat_factors(shown, 0.36)
+    assert factors.tolist() == pytest.approx([3.0] * 4 + [1.5] * 15 + [1.0] * 81)
+    assert repeat_factors(shown, 0.001).tolist() == [1.0] * 100
+
+
+def test_factors_repeat_examples():
+    """In each epoch as often as the factor says, rounded up or down, and exactly so on average."""
+    factors = torch.tensor([1.0, 1.0, 2.25, 1.0, 3.5, 1.25], dtype=torch.float64)  # 10 in all
+    flat = [index for batch in order(6, 5, 800, repeat_factors=factors) for _, index in batch]
+    counts = np.array([np.bincount(flat[start : start + 10], minlength=6) for start in range(0, 4000, 10)])
+    assert (counts >= factors.floor().numpy()).all() and (counts <= factors.ceil().numpy()).all()
+    assert np.abs(counts.mean(0) - factors.numpy()).max() < 0.1
+    assert len({tuple(flat[start : start + 10]) for start in range(0, 4000, 10)}) > 390
+    assert flat != sorted(flat)
+
+
+def test_repeated_examples_resume_and_are_shared():
+    options = {"num_items": 7, "repeat_factors": torch.rand(7, dtype=torch.float64) * 3 + 1}
+    whole = order(batch_size=12, num_steps=9, **options)
+    assert order(batch_size=12, num_steps=9, first_step=5, **options) == whole[5:]
+    parts = [order(batch_size=12, num_steps=9, process_index=i, num_processes=2, **options) for i in (0, 1)]
+    assert [first + second for first, second in zip(*parts)] == whole
+    ones = torch.ones(7, dtype=torch.float64)
+    epochs = [index for batch in order(7, 7, 3, repeat_factors=ones) for _, index in batch]
+    assert all(sorted(epochs[start : start + 7]) == list(range(7)) for start in (0, 7, 14))
 
 
 def test_augmentation_depends_on_the_position_alone(examples):

@@ -71,6 +71,20 @@ def test_a_training_goes_on_with_its_normalization(tmp_path):
         assert UneptImageProcessor.from_pretrained(tmp_path / "model").image_mean[0] == expected
 
 
+def test_class_balanced_sampling_goes_on(tmp_path, caplog):
+    """To the bit, with the augmentation that is off by default."""
+    options = {"evaluate": False, "lr_scheduler_type": "constant", "class_balanced_sampling": 1.0}
+    options |= {"rotation_degrees": 20.0, "blur_probability": 0.5, "photometric_strength": 0.5}
+    with caplog.at_level(logging.INFO):
+        run(tmp_path / "whole", max_steps=6, **options)
+    assert "of 10 images come more often, at most" in caplog.text
+    for steps in (3, 6):
+        run(tmp_path / "parts", max_steps=steps, resume_from_checkpoint="latest", **options)
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
+    with pytest.raises(ValueError, match=r"class_balanced_sampling was 1\.0, now 0\.5"):
+        run(tmp_path / "parts", resume_from_checkpoint="latest", **options | {"class_balanced_sampling": 0.5})
+
+
 def test_killed_ten_times(processes, tmp_path):
     """At random moments, while steps are made and checkpoints written: the same bits as without."""
     options = {"max_steps": 24, "save_steps": 2, "ema_decay": 0.9, "seed": 5, "evaluate": False}

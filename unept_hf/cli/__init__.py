@@ -1,5 +1,5 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""The command `unept-hf`: segment, train, evaluate, export, benchmark, env. docs/command-line.md describes it."""
+"""The command `unept-hf`, with a file for each of its commands. docs/command-line.md describes it."""
 
 import argparse
 import os
@@ -11,13 +11,13 @@ from transformers.utils import logging
 
 from ..arguments import read_options, words_of_options
 from ..version import __version__
-from . import benchmark, env, evaluate, export, segment, train
+from . import benchmark, convert_masks, data, env, evaluate, export, segment, train
 from .command_line import add_command, message_of
 
 
 __all__ = ["main"]
 
-COMMANDS = (segment, train, evaluate, export, benchmark, env)
+COMMANDS = (segment, convert_masks, data, train, evaluate, export, benchmark, env)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -45,8 +45,9 @@ def main(args: Sequence[str] | None = None) -> int:
     if args[:1] == ["train"]:
         return train.run(args[1:])
     try:
-        if args[:1] == ["evaluate"] and args[1:] and args[1].endswith((".yaml", ".yml", ".json")):
-            args[1:2] = words_of_options(read_options(args[1]))
+        readers = {"evaluate": read_options, "data": data.options_of_data}
+        if args[1:] and args[0] in readers and args[1].endswith((".yaml", ".yml", ".json")):
+            args[1:2] = words_of_options(readers[args[0]](args[1]))
         arguments = make_parser().parse_args(args)
         return arguments.run(arguments)
     except KeyboardInterrupt:

@@ -1,7 +1,8 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
 The training augmentation of the paper (section 4.2), that of MMSegmentation: resize by a random ratio, random crop,
-flip, photometric distortion, normalization, padding; and the boundary targets of the crop.
+flip, photometric distortion, normalization, padding; and the boundary targets of the crop. Rotation and blur can be
+added.
 
 Random numbers come from PyTorch's global generator.
 """
@@ -159,6 +160,12 @@ class PhotometricDistortion(v2.Transform):
         return tv_tensors.wrap(image, like=inpt)
 
 
+def _photometric_distortion(strength: float) -> PhotometricDistortion:
+    """The default distortion with all ranges `strength` times as wide."""
+    factors = (1 - 0.5 * strength, 1 + 0.5 * strength)
+    return PhotometricDistortion(32 * strength, factors, factors, 36 * strength)
+
+
 def _scale_saturation(image: Tensor, factor: float) -> Tensor:
     """Multiplies the saturation of HSV, up to 1. Hue and value stay. `(3, height, width)`, [0, 1]."""
     low, value = image.aminmax(dim=0)
@@ -189,6 +196,11 @@ class TrainingAugmentation:
         max_boundary_distance: See `max_distance` of `boundary_targets`.
         ignore_unlabelled: See `boundary_targets`.
         min_class_pixels: See `boundary_targets`.
+        rotation_degrees: Rotates by a random angle of up to so many degrees in both directions, before the crop. What
+            lies outside of the image gets the mean color and `ignore_index`. Not in the paper.
+        blur_probability: How often the crop is blurred, with a Gaussian of a random sigma of 0.1 to 2 pixels. Not in
+            the paper.
+        photometric_strength: Factor on all ranges of `PhotometricDistortion`, from 0 to 2; 1 is the paper's.
 
     Raises:
         ValueError: for arguments out of range, which may come from a command line; all of them are in one message.
@@ -210,6 +222,9 @@ class TrainingAugmentation:
         max_boundary_distance: int = 5,
         ignore_unlabelled: bool = True,
         min_class_pixels: int = 0,
+        rotation_degrees: float = 0.0,
+        blur_probability: float = 0.0,
+        photometric_strength: float = 1.0,
     ):
         height, width = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
         requirements = {
@@ -223,6 +238,13 @@ class TrainingAugmentation:
             ),
             f"cat_max_ratio must lie within [0, 1], got {cat_max_ratio}.": 0 <= cat_max_ratio <= 1,
             f"flip_probability must lie within [0, 1], got {flip_probability}.": 0 <= flip_probability <= 1,
+            f"rotation_degrees must lie within [0, 180], got {rotation_degrees}.": 0 <= rotation_degrees <= 180,
+            "rotation_degrees must be 0 with boundary_targets_from='image', whose directions would not turn with the "
+            f"image, got {rotation_degrees}.": not (boundary_targets_from == "image" and rotation_degrees),
+            f"blur_probability must lie within [0, 1], got {blur_probability}.": 0 <= blur_probability <= 1,
+            f"photometric_strength must lie within [0, 2], got {photometric_strength}.": 0
+            <= photometric_strength
+            <= 2,
         }
         if not all(requirements.values()):
             raise ValueError(" ".join(problem for problem, is_met in requirements.items() if not is_met))
@@ -237,12 +259,22 @@ class TrainingAugmentation:
                 "min_class_pixels": min_class_pixels,
             }
         self.boundary_targets_from = boundary_targets_from
+        # Where a turned image ends, the mean color begins, as in padding.
+        mean_color = [round(255 * mean) for mean in image_mean]
+        turn = v2.RandomRotation(
+            rotation_degrees,
+            v2.InterpolationMode.BILINEAR,
+            fill={tv_tensors.Image: mean_color, tv_tensors.Mask: ignore_index},
+        )
+        # Options that are off add no step, which would draw random numbers.
         self.transforms = v2.Compose(
             [
                 *([] if scale is None else [RandomRatioResize(scale, ratio_range)]),
+                *([turn] if rotation_degrees else []),
                 RandomCropWithMaxRatio(self.crop_size, cat_max_ratio, ignore_index),
                 v2.RandomHorizontalFlip(flip_probability),
-                *([PhotometricDistortion()] if photometric_distortion else []),
+                *([_photometric_distortion(photometric_strength)] if photometric_distortion else []),
+                *([v2.RandomApply([v2.GaussianBlur(9, (0.1, 2.0))], blur_probability)] if blur_probability else []),
                 v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64}, scale=True),
                 v2.Normalize(list(image_mean), list(image_std)),
             ]

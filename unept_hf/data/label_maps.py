@@ -2,6 +2,7 @@
 """Rows of a segmentation data set, decoded to an image and a label map by the rules of a class list."""
 
 import io
+import math
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -15,12 +16,20 @@ from ..model.image_reading import image_to_tensor
 from .class_lists import ClassList
 
 
-__all__ = ["decode_example", "decode_label_map", "doubt_about_masks"]
+__all__ = ["ExampleError", "decode_example", "decode_label_map", "decode_mask", "doubt_about_masks"]
 
 _NO_CLASS = np.iinfo(np.int64).min
 _JPEG = ("JPEG", "MPO")
 # Pillow's names of formats that change the values of pixels, some of them only by default.
 _LOSSY = (*_JPEG, "AVIF", "JPEG2000", "WEBP")
+
+
+class ExampleError(ValueError):
+    """An example that cannot be used. `kind` says why in a few words, the same for all examples with that fault."""
+
+    def __init__(self, message: str, kind: str = "not usable"):
+        super().__init__(message)
+        self.kind = kind
 
 
 def decode_label_map(mask: "PIL.Image.Image | np.ndarray", class_list: ClassList, name: str = "") -> np.ndarray:
@@ -41,8 +50,9 @@ def decode_label_map(mask: "PIL.Image.Image | np.ndarray", class_list: ClassList
         `(height, width)` of 0..n-1 and `class_list.ignore_index`: uint8 if that holds them, else int32.
 
     Raises:
-        ValueError: for values and colors that stand for no class, numbers with fractions, transparent pixels, and a
-            mask of another shape or mode. The message names the mask, what was found and the remedy.
+        ExampleError: a `ValueError`, for values and colors that stand for no class, numbers with fractions,
+            transparent pixels, and a mask of another shape or mode. The message names the mask, what was found (of
+            colors the first pixel too, and the nearest color of the class list) and the remedy.
     """
     where = f"mask '{name}'" if name else "mask"
     file_format = getattr(mask, "format", None)
@@ -56,8 +66,9 @@ def decode_label_map(mask: "PIL.Image.Image | np.ndarray", class_list: ClassList
         pixels = pixels.astype(np.int64)
     fits_in_bytes = len(class_list) <= 256 and 0 <= class_list.ignore_index <= 255
     dtype = np.dtype(np.uint8 if fits_in_bytes else np.int32)
-    problem = None
+    problem, kind = None, "values outside of the class list"
     if pixels.ndim == 3:
+        kind = "colors outside of the class list"
         classes = _classes_of_colors(pixels, class_list)
         if (classes == _NO_CLASS).any():
             problem = _explain_colors(pixels, classes == _NO_CLASS, class_list)
@@ -73,9 +84,11 @@ def decode_label_map(mask: "PIL.Image.Image | np.ndarray", class_list: ClassList
         if has_no_class[positions].any():
             bad = [int(value) for value in values[has_no_class] if (pixels == value).any()]
             problem = _explain_values(bad, class_list)
+            if _classes_of_palette(mask, class_list) is not None:
+                cause += " It has a palette of colors of the class list: if the colors are right, save it as RGB."
         classes = classes_of_values.astype(dtype)[positions]
     if problem is not None:
-        raise ValueError(f"{where} {problem}{cause}")
+        raise ExampleError(f"{where} {problem}{cause}", kind)
     return classes.astype(dtype, copy=False)
 
 
@@ -93,39 +106,56 @@ def decode_example(example: dict[str, Any], class_list: ClassList) -> tuple[PIL.
         its label map as `decode_label_map` returns it.
 
     Raises:
-        ValueError: for files that cannot be read, images of floating point pixels, masks as in `decode_label_map`,
-            and an image and a mask of different sizes. The message names the file.
+        ExampleError: a `ValueError`, for files that cannot be read, images of floating point pixels, masks as in
+            `decode_label_map`, and an image and a mask of different sizes. The message names the file.
     """
     name = example.get("name") or ""
     image, image_name = _open(example["image"], "image", name)
-    mask, mask_name = _open(example["label"], "mask", name)
     if image.mode != "RGB" or image.has_transparency_data:
         pixels = image_to_tensor(image, name=f"image '{image_name}'")
         if pixels.is_floating_point():
-            raise ValueError(
+            raise ExampleError(
                 f"image '{image_name}' has floating point pixels (mode '{image.mode}') in an unknown range: save it "
-                "with 8 or 16 bit integers."
+                "with 8 or 16 bit integers.",
+                "image with floating point pixels",
             )
         image = PIL.Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    label_map = decode_label_map(mask, class_list, mask_name)
+    label_map, mask_name = decode_mask(example, class_list)
     if label_map.shape != (image.height, image.width):
         turned = label_map.shape == (image.width, image.height)
-        raise ValueError(
+        raise ExampleError(
             f"mask '{mask_name}' has size {label_map.shape} (height, width) but image '{image_name}' has "
             f"{(image.height, image.width)}: each pixel of the image needs one label. "
             + (
                 "One of them may have an EXIF orientation that the other lacks: turn and save it again."
                 if turned
                 else "Resize the mask (nearest) to its image, or pair it with the right one."
-            )
+            ),
+            "mask of another size than its image",
         )
     return image, label_map
 
 
+def decode_mask(example: dict[str, Any], class_list: ClassList) -> tuple[np.ndarray, str]:
+    """
+    The label map of one row of a data set, without its image, and what messages call the mask.
+
+    Args:
+        example: As for `decode_example`; only its `label` and `name` are read.
+        class_list: The classes and their rule.
+
+    Raises:
+        ExampleError: as `decode_example`.
+    """
+    mask, name = _open(example["label"], "mask", example.get("name") or "")
+    return decode_label_map(mask, class_list, name), name
+
+
 def doubt_about_masks(examples: Iterable[dict[str, Any]], class_list: ClassList) -> str | None:
     """
-    What is odd about the masks of all these examples: they are JPEG files, they are black and white and the class list
-    ignores the white, or the class list ignores all of their pixels.
+    What is odd about the masks of all these examples: they are JPEG files, they have palettes with the colors of other
+    classes, they are black and white and the class list ignores the white, or the class list ignores all of their
+    pixels.
 
     Reads no more masks than needed: of good masks one.
 
@@ -148,6 +178,13 @@ def doubt_about_masks(examples: Iterable[dict[str, Any]], class_list: ClassList)
             return (
                 f"The masks that were read ({count + 1}, such as '{name}') are JPEG files, a format that changes "
                 "the values of pixels, so some may stand for a wrong class. Export the masks as PNG."
+            )
+        of_palette = _classes_of_palette(mask, class_list)
+        if of_palette is not None and (of_palette != label_map).any():
+            return (
+                f"The masks that were read ({count + 1}, such as '{name}') have a palette, whose numbers count and "
+                f"whose colors do not, but by the colors of class list '{class_list.name}' they would show other "
+                "classes. If the colors are right, save the masks as RGB."
             )
         pixels = _pixels(mask, class_list, name)
         is_white = pixels == 255
@@ -198,7 +235,7 @@ def _pixels(mask: "PIL.Image.Image | np.ndarray", class_list: ClassList, where: 
     if not is_known or pixels.size == 0 or not (pixels.ndim == 2 or pixels.shape[2:] == (3,)):
         problem = f"{found}: it needs one channel of class ids, (height, width)."
     if problem:
-        raise ValueError(f"{where} has {problem}")
+        raise ExampleError(f"{where} has {problem}", "mask without one channel of class ids")
     return pixels
 
 
@@ -216,14 +253,16 @@ def _open(value: Any, kind: str, name: str) -> tuple["PIL.Image.Image", str]:
         # Also reads remote files, and applies the EXIF orientation.
         image = datasets.Image().decode_example({"path": path, "bytes": content})
     except Exception as error:  # Pillow's decoders raise almost anything for broken files
-        raise ValueError(
+        raise ExampleError(
             f"Cannot read {kind} '{called}' ({type(error).__name__}: {error}): it must be a complete image file, "
-            "such as JPEG or PNG. Restore or remove it, or use skip_unreadable to leave such examples out."
+            "such as JPEG or PNG. Restore or remove it, or use skip_unreadable to leave such examples out.",
+            f"{kind} that cannot be read",
         ) from error
     if kind == "mask" and image.mode in ("LA", "RGB", "RGBA") and _has_16_bits(source):
-        raise ValueError(
+        raise ExampleError(
             f"mask '{called}' has 16 bits in each of several channels, of which Pillow reads the upper 8: save it "
-            "with one channel of class ids."
+            "with one channel of class ids.",
+            "mask without one channel of class ids",
         )
     return image, called
 
@@ -246,6 +285,14 @@ def _classes_of_colors(pixels: np.ndarray, class_list: ClassList) -> np.ndarray:
     numbers = _as_numbers(pixels)
     positions = np.searchsorted(known, numbers).clip(max=len(known) - 1)
     return np.where(known[positions] == numbers, colors[:, 1].astype(np.int64)[positions], _NO_CLASS)
+
+
+def _classes_of_palette(mask: "PIL.Image.Image | np.ndarray", class_list: ClassList) -> np.ndarray | None:
+    """What the colors of a mask with a palette mean, if all of them are colors of the class list."""
+    if not isinstance(mask, PIL.Image.Image) or mask.mode != "P" or not class_list.mask_colors:
+        return None
+    classes = _classes_of_colors(np.asarray(mask.convert("RGB")), class_list)
+    return None if (classes == _NO_CLASS).any() else classes
 
 
 def _as_numbers(colors: np.ndarray) -> np.ndarray:
@@ -290,13 +337,21 @@ def _explain_colors(pixels: np.ndarray, is_unknown: np.ndarray, class_list: Clas
     row, column = (int(place) for place in np.argwhere(is_unknown)[0])
     color = pixels[row, column].tolist()
     more = np.count_nonzero(is_unknown) - 1
+    nearest = min(class_list.mask_colors, key=lambda known: math.dist(known, color))
+    owner = class_list.id2label.get(class_list.mask_colors[nearest])
     return (
-        f"has the color {tuple(color)} at row {row}, column {column}"
+        f"has the color {_color_name(color)} at row {row}, column {column}"
         + (f" (and {more} more such pixels)" if more else "")
-        + f", which class list '{class_list.name}' gives to no class, or to several. Correct the mask, or say in the "
-        f'file of the class list, beside "classes", what it means: "mask_colors": [{{"color": {color}, "id": 0}}], '
-        "with null for pixels to ignore."
+        + f", which class list '{class_list.name}' gives to no class, or to several. The nearest color that it knows "
+        f"is {_color_name(nearest)}, "
+        + (f"of class '{owner}'" if owner is not None else "of pixels to ignore")
+        + '. Correct the mask, or say in the file of the class list, beside "classes", what the color means: '
+        f'"mask_colors": [{{"color": {color}, "id": 0}}], with null for pixels to ignore.'
     )
+
+
+def _color_name(color: Iterable[int]) -> str:
+    return "#{:02x}{:02x}{:02x} ({}, {}, {})".format(*color, *color)
 
 
 def _explain_values(bad: list[int], class_list: ClassList) -> str:

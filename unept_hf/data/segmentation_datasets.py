@@ -64,6 +64,7 @@ def load_segmentation_dataset(
     num_synthetic_scenes: int = 200,
     synthetic_scene_size: int = 256,
     label_suffix: str | None = None,
+    skip_unpaired: bool | None = None,
 ) -> tuple["datasets.Dataset | datasets.IterableDataset", ClassList]:
     """
     One split of a data set for semantic segmentation, and its classes.
@@ -96,6 +97,8 @@ def load_segmentation_dataset(
         num_synthetic_scenes: How many scenes a synthetic data set has.
         synthetic_scene_size: Height and width of a synthetic scene in pixels.
         label_suffix: For "image_folders": the end of the name of a mask after the name of its image, such as "_L".
+        skip_unpaired: Whether to leave out, with a warning, files without counterpart; as `skip_unreadable` unless
+            given.
 
     A few masks are read, except in streams of the Hub: `doubt_about_masks` says what is worth a warning.
 
@@ -146,7 +149,7 @@ def load_segmentation_dataset(
                 files = _OFFICIAL_LAYOUTS[dataset_name](str(data_dir), part)
             if len(parts) > 1:  # two splits can have files of one name
                 files = files._replace(names=[f"{part}/{name}" for name in files.names])
-            loaded.append(_from_files(files, skip_unreadable))
+            loaded.append(_from_files(files, skip_unreadable if skip_unpaired is None else skip_unpaired))
         data = datasets.concatenate_datasets(loaded)
     elif is_synthetic:
         classes = load_class_list(dataset_name)

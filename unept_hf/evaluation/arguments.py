@@ -1,5 +1,5 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""The options of an evaluation."""
+"""The options of an evaluation, and of a report on a data set."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from ..data.arguments import DatasetArguments
 from ..inference.options import PredictionOptions
 
 
-__all__ = ["EvaluationArguments", "EvaluationDataArguments"]
+__all__ = ["DataReportArguments", "EvaluationArguments", "EvaluationDataArguments"]
 
 
 @dataclass(kw_only=True)
@@ -43,3 +43,22 @@ class EvaluationArguments(PredictionOptions):
     )
     boundary_metrics: bool = option(True, "Whether to compute boundary F1 and the trimap curve.")
     num_samples: int = option(4, "How many predictions the picture shows.")
+
+
+@dataclass(kw_only=True)
+class DataReportArguments(DatasetArguments):
+    """Which data set to look at, and what to write."""
+
+    dataset_name: str = option("", "The same as DATASET.")
+    splits: list[str] = option([], "Splits to look at; by default those of train, validation and test that exist.")
+    max_images: int | None = option(None, "Number of images to read of each split, evenly spaced; all by default.")
+    num_samples: int = option(4, "How many images of each split the picture shows.")
+    output_dir: str = option("outputs/data", "Folder for the report.")
+
+    def __post_init__(self):
+        if not self.dataset_name:
+            raise ValueError("Name a data set, such as image_folders, or a file of options.")
+        if self.max_images is not None and self.max_images < 1:
+            raise ValueError(f"max_images must be at least 1, got {self.max_images}.")
+        if self.num_samples < 0:
+            raise ValueError(f"num_samples must be at least 0, got {self.num_samples}.")

@@ -124,6 +124,14 @@ class TrainingDataArguments(DatasetArguments):
     cat_max_ratio: float = option(0.75, "Largest share of a crop for one class.")
     flip_probability: float = option(0.5, "Probability of a horizontal flip.")
     photometric_distortion: bool = option(True, "Vary brightness, contrast and colors.")
+    photometric_strength: float = option(1.0, "How strongly, as a factor on the ranges of the paper.")
+    rotation_degrees: float = option(0.0, "Rotate by up to this angle in both directions, before the crop.")
+    blur_probability: float = option(0.0, "Probability of a Gaussian blur, with a sigma of 0.1 to 2 pixels.")
+    class_balanced_sampling: float = option(
+        0.0,
+        "Show images of rare classes more often: the share of the images below which a class counts as rare "
+        "(repeat-factor sampling); 0: show all images equally often.",
+    )
     dataloader_num_workers: int = option(2, "Processes that prepare crops, for each GPU.")
 
     def __post_init__(self):
@@ -135,6 +143,10 @@ class TrainingDataArguments(DatasetArguments):
             not 0 <= self.eval_fraction < 1 and f"eval_fraction must lie in [0, 1), got {self.eval_fraction}.",
             bool(self.eval_fraction and self.streaming)
             and "eval_fraction cannot split a stream: set eval_split to another split.",
+            not 0 <= self.class_balanced_sampling <= 1
+            and f"class_balanced_sampling must lie in [0, 1], got {self.class_balanced_sampling}.",
+            bool(self.class_balanced_sampling and self.streaming)
+            and "class_balanced_sampling must read all masks first, which a stream cannot: do without one of them.",
             self.crop_size < 1
             and f"crop_size must be a multiple of the model's stride such as 480, got {self.crop_size}.",
             *(

@@ -25,7 +25,7 @@ from ..data.class_lists import ClassList
 from ..data.label_maps import decode_example
 
 
-__all__ = ["AugmentedDataset", "AugmentedStream", "TrainingOrder", "data_fingerprint"]
+__all__ = ["AugmentedDataset", "AugmentedStream", "TrainingOrder", "data_fingerprint", "repeat_factors"]
 
 Augmentation = Callable[..., dict[str, Tensor]]
 
@@ -59,13 +59,36 @@ def data_fingerprint(dataset: datasets.Dataset) -> dict[str, str]:
     return {key: hashlib.sha256(json.dumps(value).encode()).hexdigest() for key, value in words.items()}
 
 
+def repeat_factors(shows_class: np.ndarray, threshold: float) -> Tensor:
+    """
+    How often each example shall come in an epoch, so that rare classes come more often: repeat-factor sampling (Gupta
+    et al., "LVIS: A dataset for large vocabulary instance segmentation", 2019, section 4.1).
+
+    A class that a share f of the examples show has the factor max(1, sqrt(threshold / f)). An example has the largest
+    factor of its classes, and 1 without any.
+
+    Args:
+        shows_class: bool `(examples, classes)`, see `classes_of_masks`.
+        threshold: The share of the examples below which a class is rare.
+
+    Returns:
+        float64 `(examples,)`, at least 1.
+    """
+    shares = torch.from_numpy(shows_class).double().mean(0)
+    # A class that nothing shows repeats nothing.
+    of_classes = (threshold / shares.clamp(min=1 / max(len(shows_class), 1))).sqrt().clamp(min=1)
+    return torch.from_numpy(shows_class).double().mul(of_classes).amax(1).clamp(min=1)
+
+
 @dataclass(eq=False)
 class TrainingOrder(Sampler[list[tuple[int, int]]]):
     """
     Batch sampler: the examples that one process takes at each step, up to the last one.
 
     Every epoch is a new permutation of the data set; a batch may reach from one epoch into the next, so no example is
-    left out. Of the batch of a step, process r of n takes the r-th of n equal parts, in `accumulation_steps` pieces.
+    left out. With repeat factors, an example comes in each epoch as often as its factor says, rounded up or down at
+    random, and all epochs have the same length. Of the batch of a step, process r of n takes the r-th of n equal
+    parts, in `accumulation_steps` pieces.
 
     Args:
         num_items: Length of the data set, at least 1.
@@ -74,6 +97,7 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
         num_steps: The step at which training ends.
         first_step: The number of steps that have been done.
         accumulation_steps: Into how many pieces a process cuts its part.
+        repeat_factors: float64 `(num_items,)`, at least 1 each: see `repeat_factors`. `None` takes all equally often.
 
     Yields:
         Lists of pairs (position, index): the running number of the example in the whole training, and which item of
@@ -88,6 +112,7 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
     process_index: int = 0
     num_processes: int = 1
     accumulation_steps: int = 1
+    repeat_factors: Tensor | None = None
 
     def __len__(self) -> int:
         return max(self.num_steps - self.first_step, 0) * self.accumulation_steps
@@ -95,17 +120,32 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         share = self.batch_size // self.num_processes
         piece = share // self.accumulation_steps
+        epoch_length = self.num_items if self.repeat_factors is None else round(self.repeat_factors.sum().item())
         permutation, permuted_epoch = torch.empty(0), -1
         for step in range(self.first_step, self.num_steps):
             start = step * self.batch_size + self.process_index * share
             batch = []
             for position in range(start, start + share):
-                epoch, offset = divmod(position, self.num_items)
+                epoch, offset = divmod(position, epoch_length)
                 if epoch != permuted_epoch:
-                    generator = torch.Generator().manual_seed(_seed(self.seed, _ORDER, epoch))
-                    permutation, permuted_epoch = torch.randperm(self.num_items, generator=generator), epoch
+                    permutation, permuted_epoch = self._permutation(epoch, epoch_length), epoch
                 batch.append((position, int(permutation[offset])))
             yield from (batch[first : first + piece] for first in range(0, share, piece))
+
+    def _permutation(self, epoch: int, length: int) -> Tensor:
+        """The items of an epoch in their order."""
+        generator = torch.Generator().manual_seed(_seed(self.seed, _ORDER, epoch))
+        permutation = torch.randperm(self.num_items, generator=generator)
+        if self.repeat_factors is None:
+            return permutation
+        # Systematic sampling: the factors, laid end to end, meet as many points of a grid of distance 1 as they are
+        # long, rounded up or down, and all of them together meet `length` points wherever the grid begins.
+        ends = self.repeat_factors[permutation].cumsum(0)
+        ends = ends * (length / ends[-1])
+        ends[-1] = length
+        points = (ends + torch.rand((), dtype=torch.float64, generator=generator)).floor().long()
+        items = permutation.repeat_interleave(points.diff(prepend=points.new_zeros(1)))
+        return items[torch.randperm(length, generator=generator)]
 
 
 _generator_lock = threading.RLock()

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data.augmentation import TrainingAugmentation
+from ..data.statistics import classes_of_masks
 from ..evaluation.evaluate import evaluate_model
 from ..export.hub import save_for_hub
 from ..export.model_card import (
@@ -48,7 +49,7 @@ from .arguments import FREE_OPTIONS, NOTED_OPTIONS, RunArguments, TrainingDataAr
 from .building import image_processor_options, load_data, load_model, make_optimizer, make_scheduler
 from .checkpoints import checkpoint_to_resume, commit_checkpoint, latest_checkpoint, start_checkpoint
 from .log import TrainingLog
-from .order import AugmentedDataset, AugmentedStream, TrainingOrder, data_fingerprint
+from .order import AugmentedDataset, AugmentedStream, TrainingOrder, data_fingerprint, repeat_factors
 from .processes import Interruption, ignore_signals, main_process_leads
 
 
@@ -304,6 +305,9 @@ class SegmentationTrainer:
             cat_max_ratio=data_args.cat_max_ratio,
             flip_probability=data_args.flip_probability,
             photometric_distortion=data_args.photometric_distortion,
+            rotation_degrees=data_args.rotation_degrees,
+            blur_probability=data_args.blur_probability,
+            photometric_strength=data_args.photometric_strength,
         )
         processes = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
         num_workers = data_args.dataloader_num_workers
@@ -331,6 +335,7 @@ class SegmentationTrainer:
                 seed=run_args.seed,
                 first_step=self.step,
                 accumulation_steps=run_args.gradient_accumulation_steps,
+                repeat_factors=self._repeat_factors(self.train_set),
                 **processes,
             )
             batches = {"batch_sampler": order}
@@ -344,6 +349,22 @@ class SegmentationTrainer:
             **batches,
         )
         return iter(loader)
+
+    def _repeat_factors(self, train_set: datasets.Dataset) -> torch.Tensor | None:
+        """How often the examples come, from their masks alone: after a resume the same as before."""
+        if not self.data_args.class_balanced_sampling:
+            return None
+        factors = None
+        with main_process_leads(self.accelerator):
+            if self.accelerator.is_main_process:
+                progress = not self.run_args.disable_tqdm
+                shown = classes_of_masks(train_set, self.class_list, progress)
+                factors = repeat_factors(shown, self.data_args.class_balanced_sampling)
+                logger.info(
+                    f"Class-balanced sampling: {int((factors > 1).sum())} of {len(factors)} images come more often, "
+                    f"at most {factors.max():.1f} times."
+                )
+        return broadcast_object_list([factors])[0]
 
     def draw_crops(self) -> None:
         """Writes a picture of the crops of the next step with their masks, as the model gets them."""
