@@ -87,15 +87,16 @@ class TrainingLog:
         figure = Figure(figsize=(7, 4), layout="constrained")
         axis = figure.subplots()
         mean_iou = axis.twinx()
-        for key, label, axes, style in (
-            ("loss", "training loss", axis, {"color": "tab:blue"}),
-            ("loss/segmentation", "cross entropy in training", axis, {"color": "tab:cyan"}),
-            ("eval/loss", "cross entropy in evaluation", axis, {"color": "tab:green", "marker": "."}),
-            ("eval/mean_iou", "mean IoU", mean_iou, {"color": "tab:orange", "marker": "."}),
+        for key, label, axes, color in (
+            ("loss", "training loss", axis, "tab:blue"),
+            ("loss/segmentation", "cross entropy in training", axis, "tab:cyan"),
+            ("eval/loss", "cross entropy in evaluation", axis, "tab:green"),
+            ("eval/mean_iou", "mean IoU", mean_iou, "tab:orange"),
         ):
             points = [(line["step"], line[key]) for line in self.lines if line.get(key) is not None]
             if points:
-                axes.plot(*zip(*points), label=label, **style)
+                marker = "." if key.startswith("eval/") else None
+                axes.plot(*zip(*points), label=label, color=color, marker=marker)
         axis.set(xlabel="step", ylabel="loss", ylim=(0, None))
         if mean_iou.lines:
             mean_iou.set_ylim(0, 1)
