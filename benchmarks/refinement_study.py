@@ -6,8 +6,8 @@ One table over the thresholds, the steps, and the two options that leave pixels 
 IoU of thin classes, which refinement erases first. Each image goes through the model once, and all settings apply to
 that result. With --peer_label_maps, the label maps of another model are refined, and only the boundary heads run.
 
-    python benchmarks/refinement_study.py MODEL_DIR --dataset_name camvid --data_dir CamVid --split test
-    python benchmarks/refinement_study.py MODEL_DIR --dataset_name camvid --data_dir CamVid --split test \\
+    python benchmarks/refinement_study.py MODEL_DIR --dataset_name camvid --data_dir CamVid --eval_split test
+    python benchmarks/refinement_study.py MODEL_DIR --dataset_name camvid --data_dir CamVid --eval_split test \\
         --peer_label_maps segformer_label_maps --name refinement_study_segformer-cpu
 """
 
@@ -76,6 +76,7 @@ def main() -> None:
     model, processor = load_model(extra.model, hub)
     model.to(choose_device(study.device))
     data_options = dict(vars(data))
+    data_options["split"] = data_options.pop("eval_split")
     max_images, eval_fraction, seed = (data_options.pop(name) for name in ("max_images", "eval_fraction", "seed"))
     dataset, classes = load_segmentation_dataset(**data_options)
     if eval_fraction:

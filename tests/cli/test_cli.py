@@ -153,6 +153,35 @@ def test_refine_label_maps_of_other_programs(model, processor, folder, photos, c
     assert "There is no file" in capsys.readouterr().err
 
 
+def test_pixels_without_confidence_are_unknown(model, processor, folder, segformer, photos, capsys):
+    save = ["--save", "label_maps", "confidence", "areas", "overlays"]
+    assert main(["segment", folder, "photos/a.png", "--unknown_below", "0.3", *save, "--refine_boundaries"]) == 0
+    result = segment(model, processor, "photos/a.png", refine_boundaries=True, return_confidence=True)
+    unknown = (result.confidence < 0.3).numpy()
+    assert 0.01 < unknown.mean() < 0.99
+    expected = np.where(unknown, 255, result.label_map)
+    np.testing.assert_array_equal(np.array(Image.open("segmented/label_maps/a.png")), expected)
+    confidence = np.array(Image.open("segmented/confidence/a.png"))
+    np.testing.assert_allclose(confidence / 255, result.confidence, atol=0.5 / 255 + 1e-6)
+    areas = json.loads(Path("segmented/areas/a.json").read_text())["classes"]
+    assert {one["id"]: one["label"] for one in areas}[255] == "no class (255)"
+
+    # The model that predicts is the one whose confidence counts; its 300 classes leave no 255.
+    name, other, other_processor = segformer
+    words = ["--refine_with", folder, "--unknown_below", "0.02", "--save", "label_maps", "confidence"]
+    assert main(["segment", name, "photos/a.png", *words, "--output_dir", "other"]) == 0
+    plain = segment(other, other_processor, "photos/a.png", return_confidence=True)
+    label_map = np.array(Image.open("other/label_maps/a.png"))
+    assert set(np.unique(label_map)) <= {*plain.label_map.unique().tolist(), 2**16 - 1}
+    confidence = np.array(Image.open("other/confidence/a.png"))
+    assert (confidence == (plain.confidence * 255).round().numpy()).mean() > 0.5
+
+    for words in (["--unknown_below", "0.5"], ["--save", "confidence"]):
+        with pytest.raises(SystemExit) as exit:
+            main(["segment", folder, "photos/a.png", "--label_maps", "segmented/label_maps", *words])
+        assert exit.value.code == 2 and "brings no probabilities of the classes" in capsys.readouterr().err
+
+
 def test_refine_with_a_model_without_heads(folder, segformer, photos, capsys):
     for options in ([segformer[0], "--label_maps", "maps"], [folder, "--refine_with", segformer[0]]):
         assert main(["segment", options[0], "photos", *options[1:]]) == 1
@@ -458,7 +487,9 @@ def test_evaluate(model, processor, folder, tmp_path, monkeypatch, capsys):
     assert not any(name.startswith("boundary") for name in json.loads(Path("out/results.json").read_text()))
 
     # What a training with these options has held out: another scene than the first.
-    typed += ["--eval_fraction", "0.3", "--seed", "5", "--split", "validation"]
+    typed += ["--eval_fraction", "0.3", "--seed", "5", "--eval_split", "validation"]
+    parsed = cli.make_parser().parse_args(["evaluate", *typed, "--split", "test"])
+    assert parsed.eval_split == "test", "--split is the same option"
     assert main(["evaluate", *typed, "--no_boundary_metrics", "--output_dir", "share"]) == 0
     shares = [json.loads(Path(name, "results.json").read_text()) for name in ("out", "share")]
     assert shares[0]["num_images"] == shares[1]["num_images"] == 1

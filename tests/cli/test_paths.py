@@ -117,7 +117,7 @@ def test_functions_that_write(home, monkeypatch):
 
     monkeypatch.setattr("unept_hf.evaluation.report.results_table", lambda results: "table")
     figure = SimpleNamespace(savefig=lambda file, dpi: Path(file).write_bytes(b"picture"))
-    monkeypatch.setattr("unept_hf.evaluation.report.results_figure", lambda results, class_list: figure)
+    monkeypatch.setattr("unept_hf.evaluation.report.results_figure", lambda results: figure)
     save_results({"mean_iou": 0.5}, None, "~/results")
     assert sorted(file.name for file in (home / "results").iterdir()) == ["results.json", "results.md", "results.png"]
 

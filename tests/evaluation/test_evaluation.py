@@ -23,7 +23,13 @@ from unept_hf.evaluation import report
 from unept_hf.evaluation.arguments import EvaluationArguments, EvaluationDataArguments
 from unept_hf.evaluation.evaluate import evaluate_model
 from unept_hf.evaluation.metrics import boundary_f_scores, scores_from_confusion_matrix, trimap_confusion_matrices
-from unept_hf.evaluation.report import evaluate_and_report, results_figure, results_table, save_results
+from unept_hf.evaluation.report import (
+    evaluate_and_report,
+    results_figure,
+    results_table,
+    results_text,
+    save_results,
+)
 from unept_hf.inference.segment import segment
 from unept_hf.synthetic.scenes import SYNTHETIC_CLASSES
 
@@ -76,7 +82,7 @@ def assert_same(got, expected):
 def test_equals_a_plain_loop(model, processor, data, options):
     dataset, class_list = data
     results = evaluate_model(model, processor, dataset, class_list, batch_size=3, progress=False, **options)
-    pairs, f_scores, trimaps = [], [], 0
+    pairs, f_scores, trimaps, losses, confidences = [], [], 0, [], []
     for scene in datasets.Dataset.cast_column(dataset, "image", datasets.Image()).cast_column(
         "label", datasets.Image()
     ):
@@ -85,19 +91,36 @@ def test_equals_a_plain_loop(model, processor, data, options):
         assert prediction.shape == reference.shape
         pairs.append((reference.ravel(), prediction.ravel()))
         f_scores.append(boundary_f_scores(prediction, reference, len(class_list)))
+        scored = segment(model, processor, scene["image"], **options, return_scores=True)
+        confidences.append(scored.scores.amax(0).numpy().ravel())
+        scored = segment(
+            model, processor, scene["image"], **options | {"refine_boundaries": False}, return_scores=True
+        )
+        losses.append(-np.log(np.take_along_axis(scored.scores.numpy(), reference[None].astype(int), 0)).ravel())
         trimaps = trimaps + trimap_confusion_matrices(prediction, reference, len(class_list))
     matrix = sklearn_confusion_matrix(*(np.concatenate(one) for one in zip(*pairs)), labels=range(len(class_list)))
     iou = np.diag(matrix) / (matrix.sum(0) + matrix.sum(1) - np.diag(matrix))
+    iou[matrix.sum(1) == 0] = np.nan
+    assert results["confusion_matrix"] == matrix.tolist()
+    assert results["loss"] == pytest.approx(np.mean(np.concatenate(losses)), rel=1e-5)
+    confidence, right = np.concatenate(confidences), np.concatenate([true == found for true, found in pairs])
+    bins = [(m / 15 < confidence) & (confidence <= (m + 1) / 15) for m in range(15)]
+    gaps = [abs(right[one].mean() - confidence[one].mean()) * one.mean() for one in bins if one.any()]
+    assert results["expected_calibration_error"] == pytest.approx(sum(gaps), abs=1e-4)
     assert results["mean_iou"] == pytest.approx(np.nanmean(iou))
     assert results["overall_accuracy"] == pytest.approx(np.trace(matrix) / matrix.sum())
     for index, (label, one) in enumerate(results["per_category"].items()):
         assert label == SYNTHETIC_CLASSES[index]
         assert one["iou"] == pytest.approx(iou[index], nan_ok=True)
         assert one["pixels"] == matrix[index].sum()
-        assert one["boundary_f1_3px"] == pytest.approx(np.nanmean(f_scores, axis=0)[1, index])
-    assert results["boundary_f1_1px"] == pytest.approx(np.nanmean(np.nanmean(f_scores, axis=0)[0]))
+        assert one["images"] == sum((true == index).any() for true, _ in pairs)
+        expected = np.nan if one["pixels"] == 0 else np.nanmean(f_scores, axis=0)[1, index]
+        assert one["boundary_f1_3px"] == pytest.approx(expected, nan_ok=True)
+    means = np.nanmean(f_scores, axis=0)[0]
+    assert results["boundary_f1_1px"] == pytest.approx(np.nanmean(means[matrix.sum(1) > 0]))
     for width, trimap in zip(("1", "3", "5", "10", "20"), trimaps):
-        assert results["trimap_mean_iou"][width] == pytest.approx(scores_from_confusion_matrix(trimap)["mean_iou"])
+        expected = scores_from_confusion_matrix(trimap, only_referenced=True)["mean_iou"]
+        assert results["trimap_mean_iou"][width] == pytest.approx(expected)
     assert results["num_images"] == IMAGES
 
 
@@ -187,7 +210,7 @@ def test_warns_of_classes_without_a_reference(model, processor, caplog):
 
     assert not messages([all_of_them], "all")
     (message,) = messages([np.where(all_of_them == 1, 255, all_of_them)], "all but one")
-    assert f"no pixel of 1 of {len(names)} classes of class list 'all but one' (class 1). The mean IoU" in message
+    assert f"no pixel of 1 of {len(names)} classes of class list 'all but one' (class 1). They have no IoU" in message
     (message,) = messages([np.full((32, 32), 255)], "none")
     assert "no pixel of any class of class list 'none': all are ignored" in message
 
@@ -197,18 +220,20 @@ def test_names_are_no_formulas(tmp_path):
     class_list = class_list_from_data(names, "prices")
     results = {"mean_iou": 0.5, "num_images": 1, "seconds": 1.0, "images_per_second": 1.0}
     results["settings"] = {"refine_boundaries": False}
-    results["per_category"] = {name: {"iou": 0.5, "pixels": 8} for name in names}
+    results["per_category"] = {name: {"iou": 0.5, "pixels": 8, "images": 1} for name in names}
+    results["confusion_matrix"] = [[4, 4], [4, 4]]
     label_map = np.zeros((4, 4), np.uint8)
     sample = {
         "name": "$\\oops$.png",
         "image": Image.new("RGB", (4, 4)),
         "reference": label_map,
         "prediction": label_map,
+        "wrong": 0.5,
     }
     results["samples"] = [sample]
     save_results(results, class_list, tmp_path)
     assert "| $x$ € |" in (tmp_path / "results.md").read_text(encoding="utf-8")
-    figure = results_figure(results, class_list)
+    figure = results_figure(results)
     figure.canvas.draw()
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == names
 
@@ -225,7 +250,7 @@ def test_report(model, processor, data, tmp_path):
         ),
     )
     results = evaluate_model(
-        model, processor, dataset, class_list, refine_boundaries="both", num_samples=3, progress=False
+        model, processor, dataset, class_list, refine_boundaries="both", num_samples=3, num_worst=1, progress=False
     )
     assert [sample["name"] for sample in results["samples"]] == ["first", "second"]
     assert results["samples"][1]["refined"].shape == (40, 50)
@@ -235,13 +260,86 @@ def test_report(model, processor, data, tmp_path):
     assert saved["mean_iou"] == results["mean_iou"]
     assert saved["per_category"]["pole"]["accuracy"] is None
     assert saved["refined"]["trimap_mean_iou"]["5"] == results["refined"]["trimap_mean_iou"]["5"]
-    assert saved["settings"]["mode"] == "whole" and "samples" not in saved
+    assert saved["per_category"]["pole"]["iou"] is None and saved["per_category"]["pole"]["pixels"] == 0
+    assert saved["settings"]["mode"] == "whole" and "samples" not in saved and "confusion_matrix" not in saved
+    wrong = {sample["name"]: sample["wrong"] for sample in results["samples"]}
+    assert saved["worst"] == [{"name": max(wrong, key=wrong.get), "wrong": max(wrong.values())}]
+    matrices = json.loads((tmp_path / "confusion_matrix.json").read_text())
+    assert matrices["classes"] == list(class_list.label2id)
+    assert [sum(row) for row in matrices["pixels"]["refined"]] == [
+        2400,
+        400,
+        400,
+        400,
+        400,
+        *[0] * (len(class_list) - 5),
+    ]
+    for name in ("confusion_matrix", "calibration", "predictions", "worst"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
     table = (tmp_path / "results.md").read_text()
     assert table == results_table(results)
     assert f"| mean_iou | {results['mean_iou']:.4f} | {results['refined']['mean_iou']:.4f} |" in table
     assert "| tree |" in table and "2 images in" in table
     with Image.open(tmp_path / "results.png") as picture:
         assert picture.width > 1000 and np.ptp(np.asarray(picture)) == 255
+
+
+def test_a_predicted_class_without_reference_is_not_zero(model, processor):
+    """One pixel of it must not move the mean IoU."""
+    absent = np.full((32, 32), 255, np.uint8)
+    results = evaluate_model(model, processor, label_map_set(absent), classes_like(model), progress=False)
+    assert math.isnan(results["mean_iou"]) and math.isnan(results["loss"]) and results["num_images"] == 1
+    predicted = segment(model, processor, Image.new("RGB", (32, 32))).label_map.numpy()
+    first = int(predicted[0, 0])
+    # The reference has another class than all predictions.
+    other = next(index for index in range(model.config.num_labels) if index not in predicted)
+    results = evaluate_model(
+        model, processor, label_map_set(np.full((32, 32), other)), classes_like(model), progress=False
+    )
+    scores = results["per_category"][f"class {first}"]
+    assert all(math.isnan(scores[name]) for name in ("iou", "accuracy", "boundary_f1_3px"))
+    assert results["per_category"][f"class {other}"]["iou"] == results["mean_iou"] == 0
+    lines = results_text(results | {"settings": {"refine_boundaries": False}}).splitlines()
+    (line,) = (line for line in lines if line.startswith(f"class {first} "))
+    assert line.split()[2:] == ["-"] * 5 + ["0", "0"]
+    assert f"The means are over the 1 of {model.config.num_labels} classes that have reference pixels." in lines
+
+
+def classes_like(model):
+    return class_list_from_data([f"class {index}" for index in range(model.config.num_labels)])
+
+
+@pytest.mark.parametrize("refine_boundaries", [False, "both"])
+def test_text_fits_a_terminal(refine_boundaries):
+    names = ["a very long name of a class, which has synonyms", "n" * 40]
+    scores = dict.fromkeys(("iou", "accuracy", *(f"boundary_f1_{width}px" for width in (1, 3, 5))), 0.1234567)
+    results = {"mean_iou": 0.5, "boundary_f1_1px": 0.5, "trimap_mean_iou": {"20": 0.5}, "loss": 0.1}
+    results["per_category"] = {name: scores | {"pixels": 10**11, "images": 10**5} for name in names}
+    results["confusion_matrix"] = [[10**11, 5], [10**10, 10**11]]
+    if refine_boundaries:
+        results["refined"] = dict(results)
+        del results["refined"]["loss"]
+    results |= {"num_images": 10**6, "seconds": 1e5, "images_per_second": 10.0}
+    results["settings"] = {"refine_boundaries": refine_boundaries}
+    lines = results_text(results).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("0.123" in line and "100000000000" in line for line in lines)
+    assert lines[-2].split()[0] == "9.1%", "the most frequent confusion comes first"
+
+
+def test_pictures_are_of_images_spread_over_the_data(model, processor, data):
+    dataset, class_list = data
+    options = {"boundary_f1": False, "progress": False, "batch_size": 2}
+    results = evaluate_model(model, processor, dataset, class_list, num_samples=3, num_worst=2, **options)
+    names = dataset["name"]
+    assert [sample["name"] for sample in results["samples"]] == [names[0], names[2], names[4]]
+    alone = {
+        name: evaluate_model(model, processor, dataset.select([index]), class_list, **options)["overall_accuracy"]
+        for index, name in enumerate(names)
+    }
+    worst = sorted(names, key=alone.get)[:2]
+    assert [sample["name"] for sample in results["worst"]] == worst
+    assert [sample["wrong"] for sample in results["worst"]] == pytest.approx([1 - alone[name] for name in worst])
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +450,7 @@ def test_two_processes_give_the_metrics_of_one(model, processor, data, two_proce
 
 @linux_only
 def test_command_with_two_processes(model, processor, data, folders, two_processes):
-    assert two_processes[1].count("| mean_iou |") == 1  # from the main process alone
+    assert two_processes[1].count("\nmean_iou  ") == 1  # from the main process alone
     expected = evaluate_model(model, processor, *data, refine_boundaries="both", progress=False)
     assert_same(json.loads((folders / "results" / "results.json").read_text()), expected)
     assert (folders / "results" / "results.png").is_file()
@@ -373,7 +471,7 @@ def test_command_with_options_after_the_file(folders, tmp_path, monkeypatch, wri
     monkeypatch.setattr(report, "load_segmentation_dataset", load)
     monkeypatch.setattr(report, "evaluate_model", evaluate)
     monkeypatch.setattr(report, "save_results", lambda *args: None)
-    monkeypatch.setattr(report, "results_table", lambda *args: "")
+    monkeypatch.setattr(report, "results_text", lambda *args: "")
     file = tmp_path / "evaluation.yaml"
     file.write_text(
         f"model_name_or_path: {folders / 'model'}\ndataset_name: synthetic\nrefine_boundaries: {written}\n"
@@ -407,7 +505,28 @@ def test_a_share_that_a_training_has_held_out(model, processor, data, tmp_path):
     assert len(expected) == 2
     assert_same(results, evaluate_model(model, processor, expected, class_list, progress=False))
     assert json.loads((tmp_path / "results" / "results.json").read_text())["model"] == "a model"
-    assert (arguments.split, EvaluationDataArguments(**source).split) == ("train", "validation")
+    assert (arguments.eval_split, EvaluationDataArguments(**source).eval_split) == ("train", "validation")
+    assert results["split"] == "a held-out share of train"
     for wrong, message in (({"eval_fraction": 1.0}, "got 1.0"), ({"streaming": True}, "cannot split a stream")):
         with pytest.raises(ValueError, match=message):
             EvaluationDataArguments(**{**source, "eval_fraction": 0.4, **wrong})
+
+
+def test_a_model_brings_the_classes_of_plain_masks(model, processor, data, tmp_path, caplog):
+    """Image folders do not name their classes, but most models do."""
+    _, class_list = data
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    for index, label_map in enumerate((np.zeros((32, 40), np.uint8), np.full((32, 40), 3, np.uint8))):
+        Image.fromarray(np.stack([label_map * 50] * 3, axis=-1)).save(tmp_path / "images" / f"{index}.png")
+        Image.fromarray(label_map).save(tmp_path / "masks" / f"{index}.png")
+    arguments = EvaluationDataArguments(dataset_name="image_folders", data_dir=str(tmp_path), eval_split="train")
+    options = EvaluationArguments(output_dir=str(tmp_path / "results"), num_samples=0, num_worst=0)
+    named = synthetic_scenes_model()
+    named.config.id2label = dict(enumerate(SYNTHETIC_CLASSES))
+    results = evaluate_and_report(named, processor, arguments, options, "a model", progress=False)
+    assert list(results["per_category"]) == list(SYNTHETIC_CLASSES) and results["num_images"] == 2
+    assert f"The {len(class_list)} classes are those of the model: masks must hold the ids 0 to" in caplog.text
+    named.config.id2label = {index: f"LABEL_{index}" for index in range(len(class_list))}
+    with pytest.raises(ValueError, match="image_folders' needs class_list"):
+        evaluate_and_report(named, processor, arguments, options, "a model", progress=False)

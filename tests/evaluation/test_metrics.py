@@ -13,7 +13,9 @@ from sklearn.metrics import jaccard_score, recall_score
 from unept_hf.evaluation import evaluate_modules
 from unept_hf.evaluation.metrics import (
     boundary_f_scores,
+    calibration_counts,
     confusion_matrix,
+    scores_from_calibration,
     scores_from_confusion_matrix,
     trimap_confusion_matrices,
 )
@@ -108,6 +110,13 @@ class TestMeanIou:
     def test_nothing_counted(self):
         results = scores_from_confusion_matrix(confusion_matrix(np.zeros((2, 2), int), np.full((2, 2), 255), 3))
         assert all(np.isnan(value).all() for value in results.values())
+
+    def test_only_referenced_classes(self):
+        matrix = np.array([[6, 2, 0], [0, 0, 0], [0, 0, 0]])
+        assert scores_from_confusion_matrix(matrix)["mean_iou"] == pytest.approx((6 / 8 + 0) / 2)
+        results = scores_from_confusion_matrix(matrix, only_referenced=True)
+        assert results["mean_iou"] == pytest.approx(6 / 8)
+        np.testing.assert_array_equal(results["per_category_iou"], [6 / 8, np.nan, np.nan])
 
     def test_reduce_labels(self):
         prediction, reference = blobs(1, (30, 30), 4)
@@ -275,3 +284,26 @@ class TestTrimap:
     def test_without_boundary(self):
         flat = np.zeros((4, 4), int)
         assert trimap_confusion_matrices(flat, flat, 2).sum() == 0
+
+
+class TestCalibration:
+    def test_equals_torchmetrics(self):
+        """The number is that of MulticlassCalibrationError(num_classes=5, n_bins=15, norm="l1", ignore_index=255)."""
+        generator = np.random.default_rng(3)
+        logits = torch.tensor(generator.normal(size=(2, 5, 12, 10)) * 2)
+        references = generator.integers(0, 5, (2, 12, 10))
+        references[:, 0, :4] = 255
+        counts = 0
+        for scores, reference in zip(logits.softmax(1), references):
+            confidence, prediction = scores.max(0)
+            counts = counts + calibration_counts(prediction.numpy(), reference, confidence.numpy())
+        results = scores_from_calibration(counts)
+        assert results["expected_calibration_error"] == pytest.approx(0.48435094952583313, abs=1e-6)
+        assert sum(results["calibration"]["pixels"]) == (references != 255).sum()
+
+    def test_borders_of_bins_and_nothing_counted(self):
+        zeros = np.zeros((1, 4), int)
+        counts = calibration_counts(zeros, zeros, np.array([[0.0, 0.5, 0.75, 1.0]], np.float32), bins=4)
+        assert counts[0].tolist() == [1, 1, 1, 1] and counts[2].tolist() == [1, 1, 1, 1]
+        nothing = scores_from_calibration(calibration_counts(zeros, zeros + 255, np.ones((1, 4))))
+        assert np.isnan(nothing["expected_calibration_error"])

@@ -495,6 +495,24 @@ def test_refined_result(model, processor, return_scores):
     assert not torch.equal(result.label_map, plain.label_map)
 
 
+@pytest.mark.parametrize("options", [{}, SLIDE, {"refine_boundaries": True, "boundary_threshold": 0.4}])
+def test_confidence_is_that_of_the_class(model, processor, options):
+    image = scene(60, 80)
+    result = segment(model, processor, image, return_confidence=True, **options)
+    scores = segment(model, processor, image, return_scores=True, **options).scores
+    assert result.confidence.shape == (60, 80) and result.scores is None
+    torch.testing.assert_close(result.confidence, scores.amax(0), atol=1e-6, rtol=0)
+    assert torch.equal(result.label_map, segment(model, processor, image, **options).label_map)
+    reference = np.full((60, 80), 3, np.uint8)
+    reference[:, 40:], reference[:5] = 1, 255
+    plain = {**options, "refine_boundaries": False}
+    [result] = segment_batch(model, processor, [image], references=[reference], **plain)
+    scores = segment(model, processor, image, return_scores=True, **plain).scores
+    expected = torch.where(torch.arange(80) < 40, scores[3], scores[1])
+    expected[:5] = torch.nan
+    torch.testing.assert_close(result.reference_probability, expected, atol=1e-6, rtol=0, equal_nan=True)
+
+
 def test_bad_images(model, processor):
     with pytest.raises(TypeError, match="dict"):
         segment(model, processor, {})

@@ -144,6 +144,17 @@ def test_pipeline_in_batches(segmenter):
         )
 
 
+def test_pipeline_in_batches_of_mixed_sizes(folder):
+    """README.md says how: all images are padded to one size."""
+    images = [photo(61, 47), photo(47, 61), photo(90, 50)]
+    image_processor = AutoImageProcessor.from_pretrained(folder, pad_size={"height": 128, "width": 128})
+    segmenter = pipeline("image-segmentation", model=folder, image_processor=image_processor)
+    for image, segments in zip(images, segmenter(images, batch_size=2)):
+        np.testing.assert_array_equal(
+            assert_partition(segments, image.size), assert_partition(segmenter(image), image.size)
+        )
+
+
 @pytest.mark.floor
 @pytest.mark.parametrize("backend", CLASSES)
 def test_without_the_pipeline(folder, backend):

@@ -170,6 +170,14 @@ def test_paths_in_the_home_folder(tmp_path, monkeypatch):
             assert found[name] == os.path.join(tmp_path, name)
 
 
+def test_split_is_another_word_for_eval_split(tmp_path):
+    (tmp_path / "options.yaml").write_text("split: test\n")
+    _, data_args, _ = parse_arguments([str(tmp_path / "options.yaml"), *arguments(tmp_path)])
+    assert data_args.eval_split == "test"
+    _, data_args, _ = parse_arguments(arguments(tmp_path, split="val"))
+    assert data_args.eval_split == "val"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -178,6 +186,8 @@ def test_paths_in_the_home_folder(tmp_path, monkeypatch):
         ({"max_steps": 0}, "max_steps must be at least 1"),
         ({"save_total_limit": -1}, "save_total_limit must be at least 0, got -1"),
         ({"max_eval_images": 0}, "max_eval_images must be at least 1, got 0"),
+        ({"early_stopping_patience": 0, "eval_steps": 5}, "early_stopping_patience must be at least 1, got 0"),
+        ({"early_stopping_patience": 2}, "early_stopping_patience needs evaluate and eval_steps above 0"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"scale": [512]}, "scale must be two positive numbers"),
         ({"config_overrides": "{"}, "config_overrides is not JSON"),

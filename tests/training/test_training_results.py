@@ -1,6 +1,7 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """What a training learns, from which data, and the models that it writes and uploads."""
 
+import csv
 from pathlib import Path
 
 import datasets
@@ -27,6 +28,8 @@ from transformers import AutoModelForSemanticSegmentation, pipeline
 
 from unept_hf import UneptConfig, UneptForSemanticSegmentation, UneptImageProcessor
 from unept_hf.data.class_lists import class_list_from_data, load_class_list
+from unept_hf.evaluation.evaluate import evaluate_model
+from unept_hf.evaluation.metrics import scores_from_confusion_matrix
 from unept_hf.model.configuration_unept import CONVENTIONS
 from unept_hf.synthetic.scenes import synthetic_scene
 from unept_hf.training import building, trainer
@@ -36,10 +39,12 @@ from unept_hf.training.checkpoints import list_checkpoints, read_checkpoint
 
 def test_without_a_mean_iou_the_last_model_is_the_final_one(tmp_path, monkeypatch):
     nothing = dict.fromkeys(("mean_iou", "mean_accuracy", "overall_accuracy", "seconds"), float("nan"))
-    monkeypatch.setattr(trainer, "evaluate_model", lambda *args, **kwargs: {**nothing, "num_images": 1})
+    nothing |= {"loss": float("nan"), "num_images": 1, "per_category": {"sky": {"iou": float("nan")}}}
+    monkeypatch.setattr(trainer, "evaluate_model", lambda *args, **kwargs: nothing)
     run(tmp_path, max_steps=1, load_best_model_at_end=True)
     # As JSON, which has no NaN.
     assert '"eval/mean_iou": null' in (tmp_path / "training_log.jsonl").read_text()
+    assert '"eval/iou/sky": null' in (tmp_path / "training_log.jsonl").read_text()
     assert "NaN" not in (tmp_path / "training_log.jsonl").read_text()
     assert (tmp_path / "model" / "model.safetensors").is_file()
     assert not (tmp_path / "best_model").exists()
@@ -78,6 +83,18 @@ def test_it_learns(tmp_path):
     scores = log_of(tmp_path, "eval/mean_iou")
     assert len(scores) == 2
     assert scores[-1] == metrics["mean_iou"] > 0.4
+    # The cross entropy falls in evaluation as in training, and each class has its IoU.
+    evaluated, trained = (log_of(tmp_path, key) for key in ("eval/loss", "loss/segmentation"))
+    assert evaluated[1] < evaluated[0] < trained[0] and len(trained) == 8
+    assert log_of(tmp_path, "eval/loss")[1] == pytest.approx(trained[-1], rel=0.5)
+    names = load_class_list("synthetic_harbour").label2id
+    by_class = [log_of(tmp_path, f"eval/iou/{name}")[1] for name in names]
+    assert np.mean(by_class) == pytest.approx(scores[-1])
+    with (tmp_path / "training_log.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["10", "20", "30", "40", "50", "60", "70", "80"]
+    assert float(rows[3]["eval/loss"]) == evaluated[0] and float(rows[3]["loss"]) == losses[3]
+    assert rows[0]["eval/loss"] == "" and float(rows[0]["learning_rate"]) > float(rows[-1]["learning_rate"])
     for name in ("predictions/step_40.png", "predictions/step_80.png", "loss_curve.png"):
         assert Image.open(tmp_path / name).width > 500
     # They show the user's data, and these folders are for others.
@@ -150,7 +167,9 @@ def test_memory_savers_and_trackers(tmp_path, recwarn):
     assert weights_of(tmp_path / "model")["classifier.weight"].dtype == torch.float32
     assert_same(weights_of(tmp_path / "model"), weights_of(tmp_path / "best_model"))
     events = EventAccumulator(str(next(tmp_path.rglob("events.out.tfevents*")).parent)).Reload()
-    assert {"loss", "eval/mean_iou"} <= set(events.Tags()["scalars"])
+    assert {"loss", "loss/boundary", "eval/mean_iou", "eval/loss"} <= set(events.Tags()["scalars"])
+    assert [picture.step for picture in events.Images("predictions")] == [1, 2]
+    assert events.Images("predictions")[0].width == Image.open(tmp_path / "predictions" / "step_1.png").width
 
 
 def test_from_a_trained_model_to_other_classes(tmp_path, caplog):
@@ -369,6 +388,19 @@ def test_documented_trainer(monkeypatch, tmp_path):
     exec(compile(code, "training.md", "exec"), names)
     assert 0 < names["metrics"]["mean_iou"] < 1
     assert names["trainer"].state.global_step == 5
+    # Images of several sizes, each of which an evaluation of its own measures as well.
+    rows = []
+    for index, size in enumerate(((128, 128), (128, 192), (192, 128))):
+        image, label_map = synthetic_scene(index, size=size)
+        rows.append({"image": image, "label": label_map})
+    features = datasets.Features({name: datasets.Image(decode=False) for name in ("image", "label")})
+    mixed = datasets.Dataset.from_list(rows, features=features)
+    found = names["trainer"].evaluate(mixed.with_transform(names["make_images"]))
+    assert np.isfinite(found["eval_loss"])
+    expected = evaluate_model(names["model"], names["processor"], mixed, names["class_list"], progress=False)
+    # The padding changes little nearby. The module counts classes that are predicted alone as 0.
+    mean_iou = scores_from_confusion_matrix(np.array(expected["confusion_matrix"]))["mean_iou"]
+    assert found["eval_mean_iou"] == pytest.approx(mean_iou, abs=0.03)
 
 
 @pytest.mark.parametrize("pictures", [None, True], ids=["default", "pictures"])

@@ -114,6 +114,24 @@ def test_killed_ten_times(processes, tmp_path):
     assert [path.name for path in list_checkpoints(killed)] == ["checkpoint-22", "checkpoint-24"]
 
 
+def test_early_stopping_counts_across_a_resume(tmp_path, monkeypatch):
+    scores = iter([0.5, 0.4, 0.6, 0.6, 0.5])
+
+    def evaluate(*args, **kwargs):
+        names = ("mean_accuracy", "overall_accuracy", "loss", "seconds")
+        return {"mean_iou": next(scores), **dict.fromkeys(names, 0.5), "num_images": 1, "per_category": {}}
+
+    monkeypatch.setattr(trainer, "evaluate_model", evaluate)
+    options = {"eval_steps": 1, "early_stopping_patience": 2, "resume_from_checkpoint": "latest"}
+    run(tmp_path, **options, max_steps=4)
+    assert log_of(tmp_path, "step")[-1] == 4
+    for _ in range(2):  # the second time it has ended already
+        run(tmp_path, **options, max_steps=9, load_best_model_at_end=True)
+        assert log_of(tmp_path, "step")[-1] == 5
+        assert [read_checkpoint(path)["step"] for path in list_checkpoints(tmp_path)] == [4, 5]
+    assert_same(weights_of(tmp_path / "model"), weights_of(tmp_path / "best_model"))
+
+
 @pytest.mark.floor
 def test_resume(tmp_path, caplog):
     options = {"save_steps": 2, "eval_steps": 2}

@@ -2,6 +2,7 @@
 """Pictures: what they show, number by number, and that they stay legible."""
 
 import io
+import itertools
 import math
 import re
 import subprocess
@@ -19,6 +20,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor
 from unept_hf.data.class_lists import load_class_list
+from unept_hf.evaluation.metrics import scores_from_calibration
 from unept_hf.model.boundary import DIRECTIONS
 from unept_hf.palette import COLOR_BLINDNESS, OKABE_ITO, default_palette
 from unept_hf.synthetic.scenes import synthetic_scene
@@ -28,9 +30,11 @@ from unept_hf.visualization.figures import (
     draw_comparison,
     draw_overlay,
     draw_refinement,
+    draw_samples,
     draw_sampling_points,
     figure_to_image,
 )
+from unept_hf.visualization.metric_figures import draw_calibration, draw_confusion_matrix
 from unept_hf.visualization.overlay import class_areas, color_label_map, overlay
 from unept_hf.visualization.sampling_points import sampling_points
 
@@ -249,6 +253,59 @@ def test_comparison(scene):
     counts = {name: (reference == index).sum() / (96 * 128 - 100) for index, name in NAMES.items()}
     assert set(legend_texts(figure)) >= {f"{name}  {share:.1%}" for name, share in counts.items() if share > 0}
     assert "labeled" in draw_comparison(image, np.full_like(reference, 255), prediction).axes[3].get_title()
+
+
+def test_samples_of_mixed_sizes_have_a_legend_and_no_gaps():
+    generator = np.random.default_rng(0)
+    samples = []
+    for size in ((60, 90), (90, 60)):
+        reference = generator.integers(0, 3, size)
+        reference[:, :10] = 255
+        prediction = np.where(reference == 255, 0, np.where(reference == 2, 4, reference))
+        wrong = float((reference == 2).mean())
+        image = PIL.Image.new("RGB", size[::-1], "gray")
+        samples.append({"name": "x", "image": image, "reference": reference, "prediction": prediction, "wrong": wrong})
+    figure = draw_samples(samples, PALETTE, NAMES)
+    names = {text.partition("  ")[0] for text in legend_texts(figure)}
+    assert names == {NAMES[index] for index in (0, 1, 2, 4)}
+    errors = shown(figure.axes[3])
+    wrong = samples[0]["reference"] == 2
+    np.testing.assert_array_equal((errors == OKABE_ITO[4]).all(-1), wrong)
+    assert (errors[:, :10] == 0).all()
+    assert figure.axes[3].get_title() == f"wrong: {samples[0]['wrong']:.1%}"
+    figure.draw_without_rendering()
+    # The images fill the width: what is left beside and between the four columns is a twentieth.
+    for row in (figure.axes[:4], figure.axes[4:]):
+        assert sum(axis.get_window_extent().width for axis in row) > 0.95 * figure.bbox.width
+
+
+def test_confusion_matrix():
+    matrix = np.array([[90, 10, 0], [0, 0, 0], [1, 0, 3]])
+    figure = draw_confusion_matrix(matrix, ["a", "$b", "c"], "2 images")
+    axis = figure.axes[0]
+    np.testing.assert_allclose(
+        axis.images[0].get_array().filled(np.nan) ** 2, [[0.9, 0.1, 0], [np.nan] * 3, [0.25, 0, 0.75]]
+    )
+    cells = {text.get_position(): text.get_text() for text in axis.texts}
+    assert cells == {(0, 0): "90", (1, 0): "10", (0, 2): "25", (2, 2): "75"}
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "$b", "c"]
+    names = list(load_class_list("ade20k").label2id)
+    figure = draw_confusion_matrix(np.eye(150, dtype=int), names)
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()[:150]]  # those on the left
+    # Each name stands beside its own row alone.
+    assert all(upper.y0 >= lower.y1 - 1 for upper, lower in itertools.pairwise(boxes))
+    assert not figure.axes[0].texts
+
+
+def test_calibration():
+    counts = np.array([[0, 4, 6], [0, 2, 5.4], [0, 1, 6]])
+    results = {name: scores_from_calibration(counts) for name in ("plain", "refined")}
+    figure = draw_calibration(results)
+    curve = figure.axes[0].lines[1]
+    np.testing.assert_allclose(curve.get_xydata(), [[0.5, 0.25], [0.9, 1.0]])
+    assert curve.get_label() == "plain: calibration error 16.0%"
+    assert [bar.get_height() for bar in figure.axes[1].patches[:3]] == pytest.approx([0, 0.4, 0.6])
 
 
 def test_boundaries(scene):

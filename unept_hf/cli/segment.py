@@ -35,6 +35,7 @@ examples:
   unept-hf segment my-model photo.jpg
   unept-hf segment my-model photos/ "more/*.png" --output_dir results --class_list ade20k
   unept-hf segment my-model big.tif --mode slide --do_resize false --refine_boundaries --save label_maps refinement
+  unept-hf segment my-model photos/ --unknown_below 0.5 --save label_maps confidence
   unept-hf segment my-model photos/ --existing skip        (continues after an interruption)
   unept-hf segment my-model leftImg8bit/test --do_resize false --save cityscapes_label_ids
   unept-hf segment segformer photos/ --refine_with my-model
@@ -46,6 +47,7 @@ SUFFIXES = {
     "label_maps": ".png",
     "overlays": ".png",
     "areas": ".json",
+    "confidence": ".png",
     "boundaries": ".png",
     "refinement": ".png",
     "cityscapes_label_ids": ".png",
@@ -60,10 +62,15 @@ class SegmentationArguments(PredictionOptions):
     save: list[str] = option(
         ["label_maps", "overlays", "areas"],
         "What to write, each into a directory of that name: label maps (PNG, one class number for each pixel), "
-        "pictures of the classes over the image, areas of the classes (JSON), pictures of the boundaries, pictures of "
-        "the changes by the refinement, label maps (PNG) with the label ids that the test server of Cityscapes "
-        "expects.",
+        "pictures of the classes over the image, areas of the classes (JSON), probability of the class of each pixel "
+        "(gray PNG, 255 for 1), pictures of the boundaries, pictures of the changes by the refinement, label maps "
+        "(PNG) with the label ids that the test server of Cityscapes expects.",
         choices=list(SUFFIXES),
+    )
+    unknown_below: float = option(
+        0.0,
+        "Probability below which a pixel has no class: label maps give it the number that the model ignores in "
+        "training, which is 255 unless the model says otherwise.",
     )
     existing: str = option(
         "error",
@@ -93,6 +100,13 @@ class SegmentationArguments(PredictionOptions):
             raise ValueError(
                 f"opacity must lie in [0, 1] and picture_size must be at least 1, got {self.opacity} and "
                 f"{self.picture_size}."
+            )
+        if not 0 <= self.unknown_below <= 1:
+            raise ValueError(f"unknown_below must be a probability in [0, 1], got {self.unknown_below}.")
+        if self.label_maps is not None and (self.unknown_below or "confidence" in self.save):
+            raise ValueError(
+                "--label_maps brings no probabilities of the classes, which --unknown_below and --save confidence "
+                "need: drop one or the other."
             )
         if self.refine_with is not None and self.label_maps is not None:
             raise ValueError("--refine_with and --label_maps are two ways to refine other label maps; pass one.")
@@ -203,6 +217,12 @@ def _cityscapes_label_ids(id2label: dict[int, str]) -> np.ndarray:
     return np.array([label_ids[classes.label2id[id2label[index]]] for index in range(len(id2label))], np.uint8)
 
 
+def _unknown_id(config: Any) -> int:
+    """The label of pixels without a class: that of training, unless a class or no PNG can have it."""
+    ignored = getattr(config, "semantic_loss_ignore_index", 255)
+    return ignored if config.num_labels <= ignored < 2**16 else 2**16 - 1
+
+
 def _segment_one(
     segmenter: tuple[Any, Any],
     refiner: tuple[Any, Any],
@@ -218,10 +238,12 @@ def _segment_one(
 
     image = _open(name)
     label_maps: list[Any] | None = None
+    confidence, with_confidence = None, options.unknown_below > 0 or "confidence" in files
     if label_map_file is not None:
         label_maps = [_open(str(label_map_file))]
     elif options.refine_with is not None:
-        label_maps = [segment(*segmenter, image, options, refine_boundaries=False).label_map]
+        first = segment(*segmenter, image, options, refine_boundaries=False, return_confidence=with_confidence)
+        label_maps, confidence = [first.label_map], first.confidence
     refine_boundaries = options.refine_boundaries or label_maps is not None
     is_refined = refine_boundaries or "refinement" in files
     [plain] = segment_batch(
@@ -230,11 +252,18 @@ def _segment_one(
         options,
         refine_boundaries=False,
         return_boundaries=is_refined or "boundaries" in files,
+        return_confidence=with_confidence,
         label_maps=label_maps,
     )
+    if confidence is not None:
+        plain.confidence = confidence  # of the model, whose label map the refiner got
     refined = plain.refined(**options.refinement) if is_refined else plain
-    label_map = (refined if refine_boundaries else plain).label_map
+    result = refined if refine_boundaries else plain
+    label_map, confidence = result.label_map, result.confidence
     largest = segmenter[0].config.num_labels - 1 if label_map_file is None else int(label_map.max())
+    if options.unknown_below and confidence is not None:
+        unknown = _unknown_id(segmenter[0].config)
+        label_map, largest = label_map.masked_fill(confidence < options.unknown_below, unknown), unknown
     shown = {"max_size": options.picture_size}
     colors = {"id2label": id2label, "palette": palette, **shown}
     for kind, file in files.items():
@@ -243,7 +272,11 @@ def _segment_one(
                 dtype = np.uint8 if largest <= 255 else np.uint16
                 PIL.Image.fromarray(label_map.numpy().astype(dtype)).save(part)
             elif kind == "cityscapes_label_ids":
-                PIL.Image.fromarray(_cityscapes_label_ids(id2label or {})[label_map.numpy()]).save(part)
+                # The server takes no unknown pixels.
+                PIL.Image.fromarray(_cityscapes_label_ids(id2label or {})[result.label_map.numpy()]).save(part)
+            elif kind == "confidence":
+                assert confidence is not None  # the options exclude label maps of other programs
+                PIL.Image.fromarray((confidence * 255).round().byte().numpy()).save(part)
             elif kind == "areas":
                 height, width = label_map.shape
                 areas = figures.class_areas(label_map, id2label)

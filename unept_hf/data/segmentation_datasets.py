@@ -65,6 +65,7 @@ def load_segmentation_dataset(
     synthetic_scene_size: int = 256,
     label_suffix: str | None = None,
     skip_unpaired: bool | None = None,
+    model_classes: ClassList | None = None,
 ) -> tuple["datasets.Dataset | datasets.IterableDataset", ClassList]:
     """
     One split of a data set for semantic segmentation, and its classes.
@@ -99,6 +100,7 @@ def load_segmentation_dataset(
         label_suffix: For "image_folders": the end of the name of a mask after the name of its image, such as "_L".
         skip_unpaired: Whether to leave out, with a warning, files without counterpart; as `skip_unreadable` unless
             given.
+        model_classes: The classes of a model, for a data set that needs `class_list` when none is given.
 
     A few masks are read, except in streams of the Hub: `doubt_about_masks` says what is worth a warning.
 
@@ -123,7 +125,7 @@ def load_segmentation_dataset(
         "dataset_name='image_folders' needs data_dir (a folder with sub-folders images and masks), or image_dir and "
         "label_dir.": dataset_name == "image_folders" and data_dir is None and None in (image_dir, label_dir),
         "dataset_name='image_folders' needs class_list: the name of a class list, or a JSON file such as "
-        '["background", "cat"].': dataset_name == "image_folders" and class_list is None,
+        '["background", "cat"].': dataset_name == "image_folders" and class_list is model_classes is None,
         f"dataset_name='{dataset_name}' needs data_dir, the folder of the official release. For a copy on the Hub, "
         f"give its name as dataset_name and class_list='{dataset_name}'.": is_official and data_dir is None,
         f"split must be train or validation for '{dataset_name}', got '{split}'.": (
@@ -140,7 +142,10 @@ def load_segmentation_dataset(
         raise ValueError(" ".join(problem for problem, is_found in problems.items() if is_found))
 
     if is_folder:
-        classes = load_class_list(class_list or dataset_name)
+        if dataset_name == "image_folders" and class_list is None and model_classes is not None:
+            classes = _taken_from_the_model(model_classes)
+        else:
+            classes = load_class_list(class_list or dataset_name)
         loaded = []
         for part in parts:
             if dataset_name == "image_folders":
@@ -168,7 +173,7 @@ def load_segmentation_dataset(
         # A stream of files may have no schema.
         columns, features = list(data.features or next(iter(data))), data.features
         _check_columns(dataset_name, columns, features, image_column=image_column, label_column=label_column)
-        classes = _find_class_list(class_list, dataset_name, features, revision, token)
+        classes = _find_class_list(class_list, dataset_name, features, revision, token, model_classes)
         names = "+".join(part.partition("[")[0] for part in parts)
         data = _with_our_columns(data, image_column, label_column, names)
 
@@ -287,8 +292,19 @@ def _with_name(row: dict[str, Any], index: int, split: str) -> dict[str, Any]:
     return {**row, "name": f"{split}-{index:06d}"}
 
 
-def _find_class_list(class_list, dataset_name, features, revision, token) -> ClassList:
-    """The class list that was asked for, else `id2label.json` of the data set, else the names in its features."""
+def _taken_from_the_model(classes: ClassList) -> ClassList:
+    logger.warning(
+        f"The {len(classes)} classes are those of the model: masks must hold the ids 0 to {len(classes) - 1}, and "
+        f"{classes.ignore_index} for ignored pixels. Pass class_list if they store the classes in another way."
+    )
+    return classes
+
+
+def _find_class_list(class_list, dataset_name, features, revision, token, model_classes) -> ClassList:
+    """
+    The class list that was asked for, else `id2label.json` of the data set, else the names in its features, else the
+    classes of a model.
+    """
     if class_list is not None:
         return load_class_list(class_list)
     path: Path | str | None = Path(dataset_name, "id2label.json")
@@ -306,6 +322,8 @@ def _find_class_list(class_list, dataset_name, features, revision, token) -> Cla
         column, names = named.popitem()
         logger.warning(f"The classes of '{dataset_name}' are taken from its column '{column}'.")
         return class_list_from_data(names, dataset_name)
+    if model_classes is not None:
+        return _taken_from_the_model(model_classes)
     raise ValueError(
         f"'{dataset_name}' does not name its classes: set class_list to the name of a class list, or "
         'to a JSON file such as ["background", "cat"].'

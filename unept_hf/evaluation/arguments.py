@@ -15,7 +15,11 @@ __all__ = ["DataReportArguments", "EvaluationArguments", "EvaluationDataArgument
 class EvaluationDataArguments(DatasetArguments):
     """Which data to evaluate on."""
 
-    split: str | None = option(None, "Split of the data set; validation by default, or train with --eval_fraction.")
+    eval_split: str | None = option(
+        None,
+        "Split of the data set; validation by default, or train with --eval_fraction.",
+        aliases=["--split"],
+    )
     eval_fraction: float = option(
         0.0, "Take the share of the split that a training with this option and seed has left out."
     )
@@ -28,8 +32,8 @@ class EvaluationDataArguments(DatasetArguments):
                 f"eval_fraction must lie in [0, 1) and cannot split a stream, got {self.eval_fraction} with "
                 f"streaming={self.streaming}."
             )
-        if self.split is None:
-            self.split = "train" if self.eval_fraction else "validation"
+        if self.eval_split is None:
+            self.eval_split = "train" if self.eval_fraction else "validation"
 
 
 @dataclass
@@ -42,7 +46,8 @@ class EvaluationArguments(PredictionOptions):
         "no", "Without boundary refinement, with it, or both.", choices=["no", "yes", "both"]
     )
     boundary_metrics: bool = option(True, "Whether to compute boundary F1 and the trimap curve.")
-    num_samples: int = option(4, "How many predictions the picture shows.")
+    num_samples: int = option(4, "How many predictions a picture shows, spread evenly over the data set.")
+    num_worst: int = option(4, "How many of the worst predictions another picture shows.")
 
 
 @dataclass(kw_only=True)

@@ -1,12 +1,13 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """Evaluation of a model on a data set, in one process or many."""
 
+import functools
 import itertools
 import math
 import operator
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -28,7 +29,9 @@ from ..inference.options import PredictionOptions
 from ..inference.segment import segment_batch
 from .metrics import (
     boundary_f_scores,
+    calibration_counts,
     confusion_matrix,
+    scores_from_calibration,
     scores_from_confusion_matrix,
     scores_from_sums,
     trimap_confusion_matrices,
@@ -56,6 +59,9 @@ class MetricCounts:
         f_scores: `(tolerances, num_labels)`, sums of boundary F-scores over images.
         f_counts: `(tolerances, num_labels)`, number of F-scores in each sum.
         images: number of images.
+        class_images: `(num_labels,)`, number of images with reference pixels of the class.
+        calibration: `(3, bins)`, see `calibration_counts`.
+        log_loss: sum over pixels of the cross entropy.
     """
 
     confusion: Any = 0
@@ -63,6 +69,9 @@ class MetricCounts:
     f_scores: Any = 0
     f_counts: Any = 0
     images: int = 0
+    class_images: Any = 0
+    calibration: Any = 0
+    log_loss: float = 0.0
 
     @classmethod
     def of_image(
@@ -73,9 +82,21 @@ class MetricCounts:
         ignore_index: int,
         tolerances: Sequence[float],
         widths: Sequence[float],
+        confidence: np.ndarray | None = None,
+        reference_probability: np.ndarray | None = None,
     ) -> "MetricCounts":
-        """Counts of one prediction, `(height, width)` of integers, and its reference."""
+        """
+        Counts of one prediction, `(height, width)` of integers, and its reference; with the probabilities of the
+        predicted and of the true classes also of calibration and loss.
+        """
         counts = cls(confusion_matrix(prediction, reference, num_labels, ignore_index), images=1)
+        counts.class_images = (counts.confusion.sum(1) > 0).astype(int)
+        if confidence is not None:
+            counts.calibration = calibration_counts(prediction, reference, confidence, ignore_index)
+        if reference_probability is not None:
+            probability = reference_probability[reference != ignore_index].astype(np.float64)
+            # A probability may have been rounded to 0.
+            counts.log_loss = float(-np.log(probability.clip(np.finfo(np.float32).tiny)).sum())
         if len(widths):
             counts.trimap = trimap_confusion_matrices(prediction, reference, num_labels, ignore_index, widths)
         if len(tolerances):
@@ -88,18 +109,22 @@ class MetricCounts:
 
     def metrics(self, class_list: ClassList, tolerances: Sequence[float], widths: Sequence[float]) -> dict:
         """The metrics, as `evaluate_model` returns them."""
-        results = scores_from_confusion_matrix(self.confusion)
+        results = scores_from_confusion_matrix(self.confusion, only_referenced=True)
         if len(tolerances):
-            results |= scores_from_sums(self.f_scores, self.f_counts, tolerances)
+            # Without reference pixels, all scores of a class are 0, and say as little as its IoU.
+            results |= scores_from_sums(self.f_scores, self.f_counts * (self.class_images > 0), tolerances)
         if len(widths):
-            scores = [scores_from_confusion_matrix(matrix)["mean_iou"] for matrix in self.trimap]
+            scores = [scores_from_confusion_matrix(matrix, only_referenced=True)["mean_iou"] for matrix in self.trimap]
             results["trimap_mean_iou"] = {f"{width:g}": score for width, score in zip(widths, scores)}
+        if np.ndim(self.calibration):
+            results |= scores_from_calibration(self.calibration)
         by_class = {name: results.pop(name) for name in list(results) if name.startswith("per_category_")}
         results["per_category"] = {
             label: {name.removeprefix("per_category_"): float(values[index]) for name, values in by_class.items()}
-            | {"pixels": int(self.confusion[index].sum())}
+            | {"pixels": int(self.confusion[index].sum()), "images": int(self.class_images[index])}
             for index, label in class_list.id2label.items()
         }
+        results["confusion_matrix"] = self.confusion.tolist()
         return results
 
 
@@ -187,8 +212,8 @@ def _warn_of_missing_classes(results: dict, class_list: ClassList) -> None:
         names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         logger.warning_once(
             f"The reference has no pixel of {len(missing)} of {len(class_list)} classes of class list "
-            f"'{class_list.name}' ({names}). The mean IoU counts them as 0 where they are predicted, and leaves them "
-            "out otherwise: evaluate on more images, or on the class list of the data."
+            f"'{class_list.name}' ({names}). They have no IoU, and the mean IoU leaves them out: evaluate on more "
+            "images, or on the class list of the data."
         )
 
 
@@ -207,6 +232,7 @@ def evaluate_model(
     progress: bool = True,
     max_images: int | None = None,
     num_samples: int = 0,
+    num_worst: int = 0,
     **overrides: Any,
 ) -> dict:
     """
@@ -232,19 +258,25 @@ def evaluate_model(
         accelerator: knows the processes. `None` for one process.
         progress: whether to show a progress bar on the main process.
         max_images: number of examples to take from the start of the data set. `None` takes all.
-        num_samples: number of its images that the main process returns with their predictions, for pictures.
+        num_samples: number of images that the main process returns with their predictions, for pictures: the same
+            ones each time, spread evenly over its share of the data set, or the first ones of a stream.
+        num_worst: number of images of all processes to return as well, those with the largest share of wrong pixels.
         overrides: fields of `PredictionOptions` that replace the values in `options`, such as `mode="slide"`.
 
     Returns:
         A dictionary with
         - `mean_iou`, `mean_accuracy`, `overall_accuracy`, and `boundary_f1_{tolerance}px` for each tolerance;
         - `trimap_mean_iou`: width (a string) to mean IoU;
-        - `per_category`: class name to `iou`, `accuracy`, the F-scores and `pixels` of the reference; NaN where a
-          class does not occur;
+        - `expected_calibration_error` and `calibration`, see `scores_from_calibration`;
+        - `per_category`: class name to `iou`, `accuracy`, the F-scores, and the numbers of `pixels` of the reference
+          and of `images` with any; NaN where the reference has no pixel of the class;
+        - `confusion_matrix`: lists of numbers of pixels, one list for each class of the reference;
         - `refined`: with `refine_boundaries="both"`, all of the above with refinement;
+        - `loss`: the mean cross entropy of the pixels in nats, without refinement;
         - `num_images`, `seconds` and `images_per_second` of all processes together, and `settings`;
         - `samples`, with `num_samples`: on the main process, dictionaries with `name`, `image` (PIL), `reference`,
-          `prediction` and perhaps `refined` (arrays), of up to 480 pixels.
+          `prediction` and perhaps `refined` (arrays), of up to 480 pixels, and the share of `wrong` pixels;
+        - `worst`, with `num_worst`: on the main process, the same for the worst images, the worst first.
 
     Raises:
         ValueError: when the classes of model and data set differ in number, when there are no images, and as in
@@ -278,7 +310,11 @@ def evaluate_model(
     variants = {False: ["plain"], True: ["refined"], "both": ["plain", "refined"]}[refine_boundaries]
     totals = dict.fromkeys(variants, MetricCounts())
     samples: list[dict] = []
+    worst: list[tuple[float, int, dict]] = []
     examples, count = _local_examples(dataset, rank, world_size, max_images)
+    shown = set(range(num_samples))
+    if count:
+        shown = set(np.linspace(0, count - 1, min(num_samples, count)).round().astype(int).tolist())
     if parallel is not None and is_sharded:
         side = 4 * (getattr(processor, "size_divisor", None) or 32)
         pixel_values = torch.zeros(1, 3, side, side, device=parallel.device)
@@ -287,13 +323,24 @@ def evaluate_model(
     start = time.perf_counter()
     bar = tqdm(total=count, desc="Evaluating", unit="image", disable=not (progress and is_main))
     with bar, ThreadPoolExecutor(METRIC_THREADS) as executor:
-        waiting: deque[tuple[str, Future]] = deque()
+        waiting: deque[tuple[str, Future, int, Callable[[float], dict]]] = deque()
 
         def collect(limit):
             while len(waiting) > limit:
-                name, future = waiting.popleft()
-                totals[name] = totals[name] + future.result()
+                variant, future, index, make_sample = waiting.popleft()
+                counts = future.result()
+                totals[variant] = totals[variant] + counts
+                if variant != variants[0]:
+                    continue
+                wrong = 1 - scores_from_confusion_matrix(counts.confusion)["overall_accuracy"]
+                if is_main and index in shown:
+                    samples.append(make_sample(wrong))
+                if num_worst and (len(worst) < num_worst or wrong > worst[-1][0]) and not math.isnan(wrong):
+                    worst.append((wrong, index * world_size + rank, make_sample(wrong)))
+                    worst.sort(key=_worst_first)
+                    del worst[num_worst:]
 
+        number = itertools.count()
         # In windows, one image fills the batches by itself.
         size = options.batch_size if options.mode == "whole" else 1
         for chunk in _decoded_chunks(examples, class_list, size, executor):
@@ -303,19 +350,33 @@ def evaluate_model(
                 [image for _, image, _ in chunk],
                 options,
                 return_boundaries=refine_boundaries is not False,
+                return_confidence=True,
+                references=[reference for _, _, reference in chunk],
                 progress=False,
                 refine_boundaries=False,
             )
             for (name, image, reference), result in zip(chunk, predictions):
-                label_maps = {"plain": result.label_map.numpy()}
+                found = {"plain": result}
                 if refine_boundaries:
-                    refined = result.refined(**options.refinement)
-                    label_maps["refined"] = refined.label_map.numpy()
+                    found["refined"] = result.refined(**options.refinement)
+                label_maps = {variant: found[variant].label_map.numpy() for variant in variants}
+                make_sample = functools.partial(_make_sample, name, image, reference, label_maps)
+                index = next(number)
                 for variant in variants:
-                    args = (label_maps[variant], reference, num_labels, ignore_index, tolerances, widths)
-                    waiting.append((variant, executor.submit(MetricCounts.of_image, *args)))
-                if is_main and len(samples) < num_samples:
-                    samples.append(_make_sample(name, image, reference, label_maps, variants))
+                    confidence, probability = found[variant].confidence, result.reference_probability
+                    assert confidence is not None and probability is not None  # as asked for
+                    future = executor.submit(
+                        MetricCounts.of_image,
+                        label_maps[variant],
+                        reference,
+                        num_labels,
+                        ignore_index,
+                        tolerances,
+                        widths,
+                        confidence.numpy(),
+                        probability.numpy() if variant == variants[0] else None,
+                    )
+                    waiting.append((variant, future, index, make_sample))
             collect(WAITING_IMAGES)
             bar.update(len(chunk))
         collect(0)
@@ -323,6 +384,7 @@ def evaluate_model(
         model.finish()
     if parallel is not None:
         totals = {name: sum(gather_object([counts]), MetricCounts()) for name, counts in totals.items()}
+        worst = sorted(gather_object(worst), key=_worst_first)[:num_worst]
     seconds = time.perf_counter() - start
 
     num_images = totals[variants[0]].images
@@ -332,20 +394,30 @@ def evaluate_model(
     if is_main:
         _warn_of_missing_classes(results[variants[0]], class_list)
     metrics = results.pop(variants[0]) | results
+    pixels = np.sum(totals[variants[0]].confusion)
+    metrics["loss"] = float(totals[variants[0]].log_loss / pixels) if pixels else float("nan")
     metrics.update(num_images=num_images, seconds=seconds, images_per_second=num_images / seconds)
     metrics["settings"] = settings
     if num_samples and is_main:
         metrics["samples"] = samples
+    if num_worst and is_main:
+        metrics["worst"] = [sample for _, _, sample in worst]
     return metrics
 
 
+def _worst_first(one: tuple[float, int, dict]) -> tuple[float, int]:
+    wrong, index, _ = one
+    return -wrong, index
+
+
 def _make_sample(
-    name: str, image: PIL.Image.Image, reference: np.ndarray, label_maps: dict[str, np.ndarray], variants: list[str]
+    name: str, image: PIL.Image.Image, reference: np.ndarray, label_maps: dict[str, np.ndarray], wrong: float
 ) -> dict:
-    """A small copy of an image with its reference and predictions."""
+    """A small copy of an image with its reference and predictions, of which the first has this share of errors."""
     step = math.ceil(max(reference.shape) / SAMPLE_PIXELS)
-    small = {"reference": reference[::step, ::step]}
-    for key in variants:
-        small["prediction" if key == variants[0] else key] = label_maps[key][::step, ::step]
+    # Copies, which do not keep the large arrays.
+    small = {"reference": reference[::step, ::step].copy()}
+    for index, (variant, label_map) in enumerate(label_maps.items()):
+        small[variant if index else "prediction"] = label_map[::step, ::step].copy()
     height, width = small["reference"].shape
-    return {"name": name, "image": image.resize((width, height)), **small}
+    return {"name": name, "image": image.resize((width, height)), **small, "wrong": wrong}

@@ -9,6 +9,8 @@ Metrics of semantic segmentation, as functions of arrays.
   precision is the part of the predicted boundary within a tolerance of the true boundary, recall the part of the true
   boundary within the tolerance of the predicted boundary, and F their harmonic mean.
 - Confusion matrices near the boundaries of the reference: the trimap of Kohli et al. (IJCV 2009), as in DeepLab.
+- Calibration: how much the confidence of pixels differs from their accuracy (Guo et al., "On Calibration of Modern
+  Neural Networks", ICML 2017).
 """
 
 from collections.abc import Sequence
@@ -18,12 +20,17 @@ import numpy as np
 
 
 __all__ = [
+    "CALIBRATION_BINS",
     "boundary_f_scores",
+    "calibration_counts",
     "confusion_matrix",
+    "scores_from_calibration",
     "scores_from_confusion_matrix",
     "scores_from_sums",
     "trimap_confusion_matrices",
 ]
+
+CALIBRATION_BINS = 15  # as in the paper
 
 
 def confusion_matrix(
@@ -71,9 +78,14 @@ def _check_labels(name: str, labels: np.ndarray, num_labels: int) -> None:
         )
 
 
-def scores_from_confusion_matrix(matrix: np.ndarray) -> dict:
+def scores_from_confusion_matrix(matrix: np.ndarray, only_referenced: bool = False) -> dict:
     """
     The metrics of a confusion matrix `(num_labels, num_labels)` of references (rows) and predictions (columns).
+
+    Args:
+        matrix: counts of pixels.
+        only_referenced: whether the IoU of a class without reference pixels is always NaN. Otherwise it is 0 if the
+            class is predicted anywhere, as in mmsegmentation and `evaluate`.
 
     Returns:
         `mean_iou`, `mean_accuracy`, `overall_accuracy` (floats), `per_category_iou` and `per_category_accuracy`
@@ -82,6 +94,8 @@ def scores_from_confusion_matrix(matrix: np.ndarray) -> dict:
     correct, reference, prediction = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
     with np.errstate(invalid="ignore"):
         iou = correct / (reference + prediction - correct)
+        if only_referenced:
+            iou[reference == 0] = np.nan
         accuracy = correct / reference
         overall_accuracy = float(correct.sum() / reference.sum())
     return {
@@ -214,3 +228,52 @@ def trimap_confusion_matrices(
         for ring in (rings == index for index in range(len(widths)))
     ]
     return np.cumsum(matrices, axis=0)
+
+
+def calibration_counts(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    confidence: np.ndarray,
+    ignore_index: int = 255,
+    bins: int = CALIBRATION_BINS,
+) -> np.ndarray:
+    """
+    What the calibration of one image is computed from. Counts of several images are added up.
+
+    Args:
+        prediction, reference, ignore_index: see `confusion_matrix`.
+        confidence: `(height, width)`, 0..1, the probability of the predicted class.
+        bins: number of equal intervals of the confidence; bin m (from 1) holds confidences in ((m - 1)/bins, m/bins].
+
+    Returns:
+        float64 `(3, bins)`: number of pixels, sum of their confidences, and number of correct pixels.
+    """
+    prediction, reference = np.asarray(prediction), np.asarray(reference)
+    counted = reference != ignore_index
+    confidence = np.asarray(confidence)[counted].astype(np.float64)
+    index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    correct = (prediction == reference)[counted]
+    return np.stack([np.bincount(index, weights, bins) for weights in (None, confidence, correct)]).astype(np.float64)
+
+
+def scores_from_calibration(counts: np.ndarray) -> dict:
+    """
+    The expected calibration error (ECE) of Guo et al. (ICML 2017), equation 3,
+
+        ECE = sum over bins m of |B_m| / n * |acc(B_m) - conf(B_m)|
+
+    with the share of correct pixels acc and the mean confidence conf of the pixels B_m in bin m, and n pixels in all.
+
+    Args:
+        counts: `(3, bins)`, sums of `calibration_counts`.
+
+    Returns:
+        `expected_calibration_error` (a float from 0 to 1; NaN without pixels) and `calibration`, a dictionary of lists
+        with one value for each bin: `pixels`, `confidence` and `accuracy`, which are NaN in an empty bin.
+    """
+    pixels, confidence, correct = np.asarray(counts, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        error = float(np.abs(correct - confidence).sum() / pixels.sum())
+        means = {"confidence": (confidence / pixels).tolist(), "accuracy": (correct / pixels).tolist()}
+    calibration = {"pixels": pixels.astype(np.int64).tolist(), **means}
+    return {"expected_calibration_error": error, "calibration": calibration}

@@ -26,8 +26,8 @@ def refine_in_bands(
     direction: Tensor,
     steps: int = 1,
     inside_only: bool = False,
-    scores: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
+    *others: Tensor | None,
+) -> list[Tensor | None]:
     """
     `unept_hf.model.boundary.refine_label_map` for large images: band by band, with few bytes for each pixel.
 
@@ -37,21 +37,22 @@ def refine_in_bands(
         direction: `(height, width)`, any integer dtype, 0..7.
         steps: largest number of pixels to walk.
         inside_only: whether a pixel keeps its label if its walk ends at a boundary pixel.
-        scores: `(classes, height, width)`, which move along.
+        others: `(..., height, width)`, any dtype, such as the scores of all classes, which move along; or `None`.
 
     Returns:
-        The refined label map and scores, in their shapes and dtypes.
+        The refined label map and the others, in their shapes and dtypes.
     """
     height, width = label_map.shape
-    refined, refined_scores = torch.empty_like(label_map), None if scores is None else torch.empty_like(scores)
+    maps = (label_map, *others)
+    refined = [None if one is None else torch.empty_like(one) for one in maps]
     # follow_direction takes about a hundred bytes for each pixel.
     for start, stop in bands(height, 100 * width):
         # No walk leaves the rows within `steps`, so only walks at the border of the image stop at one.
         upper, lower = max(0, start - steps), min(height, stop + steps)
         source = follow_direction(boundary[upper:lower], direction[upper:lower].long(), steps, inside_only)
         source = source[(start - upper) * width : (stop - upper) * width]
-        refined[start:stop] = label_map[upper:lower].flatten()[source].view(stop - start, width)
-        if scores is not None and refined_scores is not None:
-            moved = scores[:, upper:lower].flatten(1)[:, source]
-            refined_scores[:, start:stop] = moved.view(-1, stop - start, width)
-    return refined, refined_scores
+        for one, moved in zip(maps, refined):
+            if one is not None and moved is not None:
+                rows = one[..., upper:lower, :].flatten(-2)[..., source]
+                moved[..., start:stop, :] = rows.unflatten(-1, (stop - start, width))
+    return refined

@@ -57,6 +57,11 @@ class SegmentationResult(ModelOutput):
             Direction 0..7 that leads away from the nearest boundary; the steps are in `model.boundary.DIRECTIONS`.
         direction_probability (`torch.FloatTensor` of shape `(height, width)`, *optional*, with
             `return_boundaries=True`): Probability of that direction among the 8, averaged over the views.
+        confidence (`torch.FloatTensor` of shape `(height, width)`, *optional*, with `return_confidence=True`):
+            Probability of the class in `label_map`, averaged over the views. With refined boundaries, that of the
+            pixel from which the label was taken.
+        reference_probability (`torch.FloatTensor` of shape `(height, width)`, *optional*, with `references`):
+            Probability of the true class without refinement, averaged over the views; NaN where there is none.
     """
 
     label_map: Tensor
@@ -64,6 +69,8 @@ class SegmentationResult(ModelOutput):
     boundary_probability: Tensor | None = None
     direction_map: Tensor | None = None
     direction_probability: Tensor | None = None
+    confidence: Tensor | None = None
+    reference_probability: Tensor | None = None
 
     def refined(
         self, threshold: float = 0.5, steps: int = 1, direction_threshold: float = 0.0, inside_only: bool = False
@@ -78,18 +85,18 @@ class SegmentationResult(ModelOutput):
             inside_only: whether a pixel keeps its label if its walk ends at a boundary pixel.
 
         Returns:
-            A result in which the pixels at a boundary have the label and the scores found along their direction, away
-            from the boundary. Boundary probability and direction stay as they are.
+            A result in which the pixels at a boundary have the label, the scores and the confidence found along their
+            direction, away from the boundary. The other fields stay as they are.
         """
         assert self.boundary_probability is not None and self.direction_map is not None, "pass return_boundaries=True"
         boundary = self.boundary_probability > threshold
         if direction_threshold > 0:
             assert self.direction_probability is not None, "pass return_boundaries=True"
             boundary &= self.direction_probability >= direction_threshold
-        label_map, scores = refine_in_bands(
-            self.label_map, boundary, self.direction_map, steps, inside_only, self.scores
+        label_map, scores, confidence = refine_in_bands(
+            self.label_map, boundary, self.direction_map, steps, inside_only, self.scores, self.confidence
         )
-        return replace(self, label_map=label_map, scores=scores)
+        return replace(self, label_map=label_map, scores=scores, confidence=confidence)
 
 
 # How many evaluate each module at present, and whether it was in training mode before the first of them.
@@ -156,11 +163,13 @@ def segment_views(
     runner: WindowRunner,
     return_scores: bool = False,
     return_boundaries: bool = False,
+    return_confidence: bool = False,
     label_map: Any = None,
+    reference: Any = None,
 ) -> SegmentationResult:
     """
     The result of one image from its views, which have the same `target_size`. `label_map`, if given, takes the place
-    of the classes, which a runner without classes does not predict.
+    of the classes, which a runner without classes does not predict. `reference`: see `segment_batch`.
     """
     options, with_boundaries = runner.options, runner.with_boundaries
     height, width = views[0].target_size
@@ -175,6 +184,10 @@ def segment_views(
     result = SegmentationResult(predicted if runner.with_classes else _read_label_map(label_map, (height, width)))
     if return_scores:
         result.scores = torch.empty(labels, height, width)
+    if return_confidence and runner.with_classes:
+        result.confidence = torch.empty(height, width)
+    if reference is not None and runner.with_classes:
+        result.reference_probability = torch.empty(height, width)
     if with_boundaries:
         result.boundary_probability = torch.empty(height, width)
         result.direction_map = torch.empty(height, width, dtype=torch.uint8)
@@ -197,6 +210,15 @@ def segment_views(
             result.label_map[start:stop] = sums[0].argmax(-1)
         if result.scores is not None:
             result.scores[:, start:stop] = (sums[0] / len(views)).permute(2, 0, 1)
+        if result.confidence is not None or result.reference_probability is not None:
+            probabilities = sums[0] / len(views) if needs_probabilities else sums[0].softmax(-1)
+            if result.confidence is not None:
+                result.confidence[start:stop] = probabilities.amax(-1)
+            if result.reference_probability is not None:
+                true = torch.as_tensor(np.asarray(reference[start:stop], np.int64), device=probabilities.device)
+                is_class = (true >= 0) & (true < labels)
+                found = probabilities.gather(-1, torch.where(is_class, true, 0)[..., None])[..., 0]
+                result.reference_probability[start:stop] = torch.where(is_class, found, torch.nan)
         if result.boundary_probability is not None and result.direction_map is not None:
             result.boundary_probability[start:stop] = sums[1][..., 1] / len(views)
             result.direction_map[start:stop] = sums[2].argmax(-1)
@@ -214,6 +236,8 @@ def segment_views(
         boundary_probability=result.boundary_probability if return_boundaries else None,
         direction_map=result.direction_map.long() if return_boundaries and result.direction_map is not None else None,
         direction_probability=result.direction_probability if return_boundaries else None,
+        confidence=result.confidence,
+        reference_probability=result.reference_probability,
     )
 
 
@@ -225,8 +249,10 @@ def segment_batch(
     *,
     return_scores: bool = False,
     return_boundaries: bool = False,
+    return_confidence: bool = False,
     target_sizes: Sequence[tuple[int, int] | None] | None = None,
     label_maps: Sequence[Any] | None = None,
+    references: Sequence[np.ndarray] | None = None,
     progress: bool | None = None,
     **overrides: Any,
 ) -> list[SegmentationResult]:
@@ -237,8 +263,10 @@ def segment_batch(
         images: as `image` there.
         target_sizes: as `target_size` there, one for each image.
         label_maps: of any other model, one for each image, as `label_map` in `unept_hf.refine`. They take the place
-            of the label maps of `model`, whose classes and scores are not computed.
-        model, processor, options, return_scores, return_boundaries, progress, overrides: see `segment`.
+            of the label maps of `model`, whose classes, scores and confidence are not computed.
+        references: the true labels of each image, integers of its target size, for `reference_probability`.
+        model, processor, options, return_scores, return_boundaries, return_confidence, progress, overrides: see
+            `segment`.
 
     Returns:
         One `SegmentationResult` for each image, each the same as from `segment`.
@@ -255,6 +283,7 @@ def segment_batch(
     with_boundaries = options.refine_boundaries or return_boundaries or not with_classes
     runner = WindowRunner(model, processor, options, with_boundaries, with_classes)
     label_maps = [None] * len(images) if label_maps is None else label_maps
+    references = [None] * len(images) if references is None else references
     views = [
         make_views(processor, image, options, target_size)
         for image, target_size in zip(images, target_sizes, strict=True)
@@ -266,8 +295,8 @@ def segment_batch(
     with evaluation_mode(model), tqdm(total=windows, desc="Segmenting", unit="window", disable=disable) as bar:
         runner.progress = bar
         return [
-            segment_views(group, runner, return_scores, return_boundaries, label_map)
-            for group, label_map in zip(views, label_maps, strict=True)
+            segment_views(group, runner, return_scores, return_boundaries, return_confidence, label_map, reference)
+            for group, label_map, reference in zip(views, label_maps, references, strict=True)
         ]
 
 
@@ -279,6 +308,7 @@ def segment(
     *,
     return_scores: bool = False,
     return_boundaries: bool = False,
+    return_confidence: bool = False,
     target_size: tuple[int, int] | None = None,
     progress: bool | None = None,
     **overrides: Any,
@@ -306,6 +336,7 @@ def segment(
         options: how to predict; `None` stands for the defaults of `PredictionOptions`.
         return_scores: whether to return the probabilities of all classes: `4 * num_labels` bytes for each pixel.
         return_boundaries: whether to return boundary probability and direction.
+        return_confidence: whether to return the probability of the class of each pixel: 4 bytes for each pixel.
         target_size: (height, width) of the label map. `None` stands for the size of the image.
         progress: whether to show a progress bar. `None` shows one on terminals for images of many windows.
         overrides: fields of `PredictionOptions` that replace the values in `options`, such as `mode="slide"`.
@@ -326,6 +357,7 @@ def segment(
         options,
         return_scores=return_scores,
         return_boundaries=return_boundaries,
+        return_confidence=return_confidence,
         target_sizes=[target_size],
         progress=progress,
         **overrides,

@@ -112,7 +112,9 @@ class TrainingDataArguments(DatasetArguments):
     num_synthetic_eval_scenes: int = option(200, "For synthetic: number of held-out scenes.")
     train_split: str = option("train", "Split to train on, or several, joined by +: train+validation.")
     eval_split: str | None = option(
-        None, "Split to evaluate on; validation by default, or none where train_split has it already."
+        None,
+        "Split to evaluate on; validation by default, or none where train_split has it already.",
+        aliases=["--split"],
     )
     eval_fraction: float = option(0.0, "Evaluate on this share of the training split, and do not train on it.")
     shuffle_buffer_size: int = option(1000, "With streaming: number of examples among which the next one is drawn.")
@@ -209,6 +211,9 @@ class RunArguments(OutputArguments):
     """How to train."""
 
     max_steps: int = option(160_000, "Number of optimizer steps.")
+    early_stopping_patience: int | None = option(
+        None, "End the training after this many evaluations without a higher mean IoU."
+    )
     train_batch_size: int = option(16, "Crops in one step, over all processes and accumulated pieces together.")
     gradient_accumulation_steps: int = option(1, "Number of pieces in which a process computes its part of a step.")
     learning_rate: float = option(1e-4, "Highest learning rate of AdamW.")
@@ -240,8 +245,9 @@ class RunArguments(OutputArguments):
         self.lr_scheduler_kwargs = _json_object("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
         least = dict.fromkeys(("max_steps", "train_batch_size", "gradient_accumulation_steps", "logging_steps"), 1)
         least |= dict.fromkeys(("warmup_steps", "eval_steps", "save_steps", "save_total_limit", "seed"), 0)
-        if self.max_eval_images is not None:
-            least["max_eval_images"] = 1
+        least |= {
+            name: 1 for name in ("max_eval_images", "early_stopping_patience") if getattr(self, name) is not None
+        }
         numbers = ("learning_rate", "backbone_lr_multiplier", "weight_decay", "lr_gamma", "max_grad_norm")
         usual = type(self).__dataclass_fields__
         refuse(
@@ -267,6 +273,9 @@ class RunArguments(OutputArguments):
                 if not 0 <= getattr(self, name) < math.inf
             ),
             self.load_best_model_at_end and not self.evaluate and "load_best_model_at_end needs evaluate.",
+            self.early_stopping_patience is not None
+            and not (self.evaluate and self.eval_steps)
+            and "early_stopping_patience needs evaluate and eval_steps above 0.",
         )
 
 
@@ -277,8 +286,8 @@ FREE_OPTIONS = {one.name for one in fields(OutputArguments)} | {
 }  # fmt: skip
 # ... or they change it in a way that can be intended.
 NOTED_OPTIONS = {
-    "data_dir", "image_dir", "label_dir", "label_suffix", "max_steps", "mixed_precision", "gradient_checkpointing",
-    "torch_compile", "torch_compile_backend", "gradient_accumulation_steps",
+    "data_dir", "image_dir", "label_dir", "label_suffix", "max_steps", "early_stopping_patience", "mixed_precision",
+    "gradient_checkpointing", "torch_compile", "torch_compile_backend", "gradient_accumulation_steps",
 }  # fmt: skip
 
 
@@ -360,6 +369,8 @@ def parse_arguments(
         path, *args = args
         options = read_options(path)
         known = {one.name for arguments in dataclass_types for one in fields(arguments)}
+        if "split" in options:
+            options = {"eval_split" if name == "split" else name: value for name, value in options.items()}
         unknown = ", ".join(name for name in options if name not in known)
         refuse(
             bool(unknown) and f"{path} has unknown options: {unknown}. --help lists the known ones.",

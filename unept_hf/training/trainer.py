@@ -44,7 +44,7 @@ from ..model.backbone_unept import plain_tensors
 from ..model.image_processing_unept import UneptImageProcessor
 from ..model.modeling_unept import UneptForSemanticSegmentation
 from ..version import __version__
-from ..visualization.figures import draw_crops, draw_samples
+from ..visualization.figures import draw_crops, draw_samples, figure_to_image
 from .arguments import FREE_OPTIONS, NOTED_OPTIONS, RunArguments, TrainingDataArguments, TrainingModelArguments, refuse
 from .building import image_processor_options, load_data, load_model, make_optimizer, make_scheduler
 from .checkpoints import checkpoint_to_resume, commit_checkpoint, latest_checkpoint, start_checkpoint
@@ -137,6 +137,7 @@ class SegmentationTrainer:
 
         self.step = 0
         self.best_mean_iou = -1.0
+        self.evaluations_without_gain = 0
         self.evaluated_step = -1
         self.metrics: dict[str, Any] = {}
         self.fingerprint: dict[str, str] | None = None
@@ -188,6 +189,7 @@ class SegmentationTrainer:
         return {
             "step": self.step,
             "best_mean_iou": self.best_mean_iou,
+            "evaluations_without_gain": self.evaluations_without_gain,
             "evaluated_step": self.evaluated_step,
             "metrics": self.metrics,
             "num_processes": self.accelerator.num_processes,
@@ -219,6 +221,7 @@ class SegmentationTrainer:
             self.average.n_averaged.fill_(content["step"])
         for name in ("step", "best_mean_iou", "evaluated_step", "metrics"):
             setattr(self, name, content[name])
+        self.evaluations_without_gain = content.get("evaluations_without_gain", 0)  # which older checkpoints lack
         # Older checkpoints do not name the normalization: it was that of ImageNet, the default of the image processor.
         for name in ("image_mean", "image_std"):
             setattr(self.processor, name, content.get(name, getattr(UneptImageProcessor, name)))
@@ -388,20 +391,26 @@ class SegmentationTrainer:
 
     def train_step(self, batches: Iterator[dict[str, torch.Tensor]]) -> tuple[float, float]:
         """
-        One step of the optimizer. Returns the loss and the norm of the gradient.
+        One step of the optimizer. Returns the loss and the norm of the gradient; `losses` has the loss and its terms.
 
         Raises:
             FloatingPointError: when one of them is not finite. The weights are still those of the step before.
         """
         accelerator, run_args = self.accelerator, self.run_args
-        total_loss = torch.zeros((), device=accelerator.device)
+        totals: dict[str, torch.Tensor] = {}
         for _ in range(run_args.gradient_accumulation_steps):
             batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in next(batches).items()}
             with accelerator.accumulate(self.model):
-                piece = self.model(**batch).loss
-                accelerator.backward(piece)
-                total_loss += piece.detach().float() / run_args.gradient_accumulation_steps
-        loss = reduce(total_loss, reduction="mean").item()
+                outputs = self.model(**batch)
+                accelerator.backward(outputs.loss)
+                terms = {"loss": outputs.loss.detach()}
+                terms |= {f"loss/{name}": term.detach() for name, term in outputs.loss_dict.items()}
+                for name, term in terms.items():
+                    term = term.float() / run_args.gradient_accumulation_steps
+                    totals[name] = totals[name] + term if name in totals else term
+        means = reduce(torch.stack(list(totals.values())), reduction="mean").tolist()
+        self.losses = dict(zip(totals, means))
+        loss = self.losses["loss"]
         norm = accelerator.clip_grad_norm_(self.model.parameters(), run_args.max_grad_norm or math.inf)
         norm = float("nan") if norm is None else float(norm)
         # A scaler skips such a step by itself, and DeepSpeed does not say.
@@ -425,8 +434,14 @@ class SegmentationTrainer:
     def _is_due(self, interval: int) -> bool:
         return self.step == self.run_args.max_steps or (interval > 0 and self.step % interval == 0)
 
+    def _stops_early(self) -> bool:
+        patience = self.run_args.early_stopping_patience
+        return patience is not None and self.evaluations_without_gain >= patience
+
     def train(self) -> bool:
-        """Trains to the end, or until a signal comes. Returns whether it got to the end."""
+        """
+        Trains to the end, until evaluations bring no gain, or until a signal comes. Returns `False` for a signal.
+        """
         accelerator, run_args = self.accelerator, self.run_args
         batches = self._batches()
         progress = tqdm(
@@ -440,9 +455,9 @@ class SegmentationTrainer:
                 self.evaluate()
             losses, started = [], time.perf_counter()
             self._set_to_training()
-            while self.step < run_args.max_steps:
+            while self.step < run_args.max_steps and not self._stops_early():
                 loss, norm = self.train_step(batches)
-                losses.append(loss)
+                losses.append(self.losses)
                 progress.update()
                 progress.set_postfix(loss=f"{loss:.3f}")
                 if self.step % run_args.logging_steps == 0 or self.step == run_args.max_steps:
@@ -469,14 +484,19 @@ class SegmentationTrainer:
                             self.save_checkpoint()
                         raise
                     self._set_to_training()
-                if self._is_due(run_args.save_steps):
+                if self._is_due(run_args.save_steps) or self._stops_early():
                     self.save_checkpoint()
                 started += time.perf_counter() - paused
+        if self._stops_early():
+            logger.info(
+                f"Training ends after step {self.step}: {self.evaluations_without_gain} evaluations brought no mean "
+                f"IoU above {self.best_mean_iou:.4f}."
+            )
         return True
 
-    def _log_losses(self, losses: list[float], norm: float, samples_per_second: float) -> None:
+    def _log_losses(self, losses: list[dict[str, float]], norm: float, samples_per_second: float) -> None:
         values = {
-            "loss": sum(losses) / len(losses),
+            **{name: sum(one[name] for one in losses) / len(losses) for name in losses[0]},
             "gradient_norm": norm,
             "learning_rate": self.learning_rate,
             "samples_per_second": samples_per_second,
@@ -528,18 +548,26 @@ class SegmentationTrainer:
             )
         if samples := metrics.get("samples"):  # of the main process
             self._picture(self.step).parent.mkdir(exist_ok=True)
-            draw_samples(samples, self.class_list.palette).savefig(self._picture(self.step))
+            classes = self.class_list
+            figure = draw_samples(samples, classes.palette, classes.id2label, classes.ignore_index)
+            figure.savefig(self._picture(self.step))
+            self.log.show(self.step, "predictions", figure_to_image(figure))
         self.metrics = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
         self.evaluated_step = self.step
-        self.log.write(self.step, {f"eval/{name}": value for name, value in self.metrics.items()})
-        self.log.draw()
+        values = {f"eval/{name}": value for name, value in self.metrics.items()}
+        values |= {f"eval/iou/{label}": one["iou"] for label, one in metrics["per_category"].items()}
+        self.log.write(self.step, values)
+        self.log.summarize()
         logger.info(
             f"step {self.step}: mean IoU {self.metrics['mean_iou']:.4f}, pixel accuracy "
-            f"{self.metrics['overall_accuracy']:.4f}, in {self.metrics['seconds']:.1f} s"
+            f"{self.metrics['overall_accuracy']:.4f}, loss {self.metrics['loss']:.4f} on "
+            f"{self.metrics['num_images']} images, in {self.metrics['seconds']:.1f} s"
         )
         if self.metrics["mean_iou"] > self.best_mean_iou:
-            self.best_mean_iou = self.metrics["mean_iou"]
+            self.best_mean_iou, self.evaluations_without_gain = self.metrics["mean_iou"], 0
             self._export_model(self.output_dir / "best_model")
+        else:
+            self.evaluations_without_gain += 1
 
     def _picture(self, step: int) -> Path:
         return self.output_dir / "predictions" / f"step_{step}.png"
@@ -627,7 +655,7 @@ class SegmentationTrainer:
                     card.write_text(text, encoding="utf-8")
         else:
             self._export_model(final)
-        self.log.draw()
+        self.log.summarize()
         logger.info(f"The model is in {final}")
         if self.run_args.push_to_hub and self.accelerator.is_main_process:
             repository = create_repo(

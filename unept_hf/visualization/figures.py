@@ -11,14 +11,13 @@ Figures are matplotlib's, made without pyplot: `figure.savefig(...)` writes them
 import io
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import edt
 import numpy as np
 import PIL.Image
 import torch
 from matplotlib import patheffects
-from matplotlib.figure import Figure, FigureBase
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle, Wedge
 from torch.nn import functional as F
@@ -55,6 +54,7 @@ __all__ = [
     "figure_to_image",
     "overlay",
     "sampling_points",
+    "shortened",
 ]
 
 # One for each direction. Around the circle, yellow turns to blue over light colors and back over dark ones, so that
@@ -116,10 +116,11 @@ def _panels(size: tuple[int, int], columns: int, rows: int = 1, extra: float = 0
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str, length: int = 24) -> str:
+    """The name of a class in at most so many characters."""
     # ADE20K names a class by all its synonyms.
     name = name.split(",")[0].split(";")[0].strip() or name
-    return name if len(name) <= 24 else name[:23] + "…"
+    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def _legend(figure, areas: list[dict], palette: np.ndarray, most: int, **kwargs) -> None:
@@ -128,7 +129,7 @@ def _legend(figure, areas: list[dict], palette: np.ndarray, most: int, **kwargs)
     for area in areas[:most]:
         known = 0 <= area["id"] < len(palette)
         color, hatch = (_hex(palette[area["id"]]), None) if known else ("white", "////")
-        label = f"{_shortened(area['label'])}  {area['fraction']:.1%}"
+        label = f"{shortened(area['label'])}  {area['fraction']:.1%}"
         handles.append(Patch(facecolor=color, edgecolor="0.4", linewidth=0.5, hatch=hatch, label=label))
     if len(areas) > most:
         rest = sum(area["fraction"] for area in areas[most:])
@@ -145,7 +146,7 @@ def _name_regions(axis, labels: np.ndarray, areas: list[dict], points_per_pixel:
     for area in areas:
         depth = np.where(labels == area["id"], distance, 0)
         row, column = np.unravel_index(depth.argmax(), depth.shape)
-        name = _shortened(area["label"])
+        name = shortened(area["label"])
         room = depth[row, column] * points_per_pixel
         if room > 7 and room > 1.3 * len(name):
             outline = [patheffects.withStroke(linewidth=2, foreground="white")]
@@ -376,25 +377,49 @@ def draw_refinement(
     return figure
 
 
-def draw_samples(samples: list[dict], palette=None, figure: FigureBase | None = None) -> Any:
+def draw_samples(
+    samples: list[dict], palette=None, id2label: Mapping[int, str] | None = None, ignore_index: int = 255
+) -> NotebookFigure:
     """
-    A row of image, ground truth and predictions for each sample of an evaluation.
+    A row of image, ground truth, predictions and errors for each sample of an evaluation, and a legend.
 
     Args:
         samples: as `evaluate_model` returns them, at least one.
         palette: as in `overlay`. Pixels without a label are black.
-        figure: a part of a figure to draw in; `None` stands for a new figure.
+        id2label: names of the classes.
+        ignore_index: label of unlabeled pixels of the references, which do not count.
+
+    Returns:
+        A figure whose legend has the classes that occur, by their area in the references that it shows.
     """
     titles = {"image": "image", "reference": "ground truth", "prediction": "prediction", "refined": "refined"}
     names = [name for name in titles if name in samples[0]]
-    if figure is None:
-        figure, axes = _panels(samples[0]["reference"].shape, len(names), len(samples))
-    else:
-        axes = figure.subplots(len(samples), len(names), squeeze=False)
+    columns = len(names) + 1
+    truth = np.concatenate([sample["reference"] for sample in samples], axis=None)[None]
+    found = np.concatenate([sample[name] for sample in samples for name in names[2:]], axis=None)[None]
+    palette = class_palette(palette, id2label, found, np.where(truth == ignore_index, 0, truth))
+    areas = class_areas(truth, id2label, ignore_index)
+    known = {area["id"] for area in areas}
+    areas += [area | {"fraction": 0.0} for area in class_areas(found, id2label) if area["id"] not in known]
+
+    # Each row is as high as its images, so that there are no gaps between them.
+    width, most, entries = 13 / columns, 24, 6
+    shapes = [sample["reference"].shape for sample in samples]
+    heights = [width * min(2.5, max(0.3, height / length)) + 0.25 for height, length in shapes]
+    legend_height = 0.25 * math.ceil(min(len(areas), most + 1) / entries) + 0.1
+    figure = NotebookFigure(figsize=(13, sum(heights) + legend_height), dpi=110, layout="constrained")
+    axes = figure.subplots(len(samples), columns, squeeze=False, height_ratios=heights)
     for row, sample in zip(axes, samples):
-        _show(row[0], np.asarray(sample["image"]), f"image {sample['name']}".rstrip())
+        pixels, reference = np.asarray(sample["image"].convert("RGB")), sample["reference"]
+        name = sample["name"] if len(sample["name"]) <= 36 else f"…{sample['name'][-35:]}"
+        _show(row[0], pixels, f"image {name}".rstrip())
         for axis, name in zip(row[1:], names[1:]):
             _show(axis, color_label_map(sample[name], palette, unlabeled=(0, 0, 0)), titles[name])
+        errors = _faded(pixels)
+        errors[sample["prediction"] != reference] = OKABE_ITO[4]
+        errors[reference == ignore_index] = 0
+        _show(row[-1], errors, f"wrong: {sample['wrong']:.1%}")
+    _legend(figure, areas, palette, most, loc="outside lower center", ncols=min(entries, max(len(areas), 1)))
     return figure
 
 
