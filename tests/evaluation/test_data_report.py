@@ -101,6 +101,16 @@ def test_options_of_a_training_name_the_data(folder, capsys, monkeypatch):
     assert "'night'" in capsys.readouterr().err
 
 
+def test_a_directory_alone(tmp_path, capsys):
+    """Its layout and classes are found as for training."""
+    save(tmp_path, "train", "a", np.repeat([[0, 1]], 5, axis=0))
+    assert main(["data", "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("Images are in ") and "| images read | 1 |" in output
+    assert output.count("| 50.0% | 1 (100.0%) |") == 2
+    assert (tmp_path / "out/classes.json").is_file()
+
+
 def test_streams_and_classes_without_a_pixel():
     classes = class_list_from_data(CLASSES)
     options = {"num_synthetic_scenes": 3, "synthetic_scene_size": 32}

@@ -18,6 +18,7 @@ OPTIONS = (DataReportArguments,)
 EXAMPLES = """\
 examples:
   unept-hf data camvid --data_dir CamVid
+  unept-hf data --data_dir my_data               (what training on this directory alone finds in it)
   unept-hf data image_folders --data_dir my_data --class_list my_data/classes.json
   unept-hf data training.yaml --max_images 500   (the data set of a training or an evaluation)
 

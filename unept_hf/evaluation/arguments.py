@@ -54,15 +54,15 @@ class EvaluationArguments(PredictionOptions):
 class DataReportArguments(DatasetArguments):
     """Which data set to look at, and what to write."""
 
-    dataset_name: str = option("", "The same as DATASET.")
+    dataset_name: str = option("", "The same as DATASET. Without it, data_dir is searched, as for training.")
     splits: list[str] = option([], "Splits to look at; by default those of train, validation and test that exist.")
     max_images: int | None = option(None, "Number of images to read of each split, evenly spaced; all by default.")
     num_samples: int = option(4, "How many images of each split the picture shows.")
     output_dir: str = option("outputs/data", "Folder for the report.")
 
     def __post_init__(self):
-        if not self.dataset_name:
-            raise ValueError("Name a data set, such as image_folders, or a file of options.")
+        if not self.dataset_name and self.data_dir is None:
+            raise ValueError("Name a data set, such as image_folders, a file of options, or a directory as data_dir.")
         if self.max_images is not None and self.max_images < 1:
             raise ValueError(f"max_images must be at least 1, got {self.max_images}.")
         if self.num_samples < 0:

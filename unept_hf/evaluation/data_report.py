@@ -4,6 +4,7 @@
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -14,6 +15,7 @@ from transformers.utils import logging
 
 from ..data.arguments import DatasetArguments
 from ..data.class_lists import ClassList
+from ..data.discovery import find_dataset
 from ..data.label_maps import decode_example
 from ..data.segmentation_datasets import load_segmentation_dataset
 from ..data.statistics import read_contents
@@ -250,6 +252,19 @@ def data_figure(contents: dict[str, dict[str, Any]], class_list: ClassList) -> F
     return figure
 
 
+def _find(arguments: DataReportArguments, progress: bool) -> DataReportArguments:
+    """The options of a directory alone, as a training finds them."""
+    given = {name: getattr(arguments, name) for name in ("image_dir", "label_dir", "label_suffix", "class_list")}
+    found = find_dataset(str(arguments.data_dir), progress, **given)
+    print("\n".join(found.findings), end="\n\n")
+    options = dict(found.options)
+    if found.class_list is not None:
+        options["class_list"] = os.path.join(os.path.expanduser(arguments.output_dir), "classes.json")
+        with atomic_file(options["class_list"]) as file:
+            file.write_text(json.dumps(found.class_list, indent=1) + "\n", encoding="utf-8")
+    return replace(arguments, **options)
+
+
 def _load_splits(arguments: DataReportArguments) -> tuple[dict[str, Any], ClassList]:
     source = {name: value for name, value in vars(arguments).items() if name in DatasetArguments.__dataclass_fields__}
     # Odd files are what the report is about.
@@ -274,7 +289,8 @@ def _load_splits(arguments: DataReportArguments) -> tuple[dict[str, Any], ClassL
 
 def report_data(arguments: DataReportArguments, progress: bool = True) -> dict[str, dict[str, Any]]:
     """
-    Reads the splits of a data set, writes `data.json`, `data.md` and `data.png`, and prints the table.
+    Reads the splits of a data set, writes `data.json`, `data.md` and `data.png`, and prints the table. Of a directory
+    alone, it first finds layout and classes, see `find_dataset`.
 
     Returns:
         What `inspect_split` returns, by the name of the split.
@@ -282,6 +298,8 @@ def report_data(arguments: DataReportArguments, progress: bool = True) -> dict[s
     Raises:
         ValueError: as `load_segmentation_dataset`, if that is so for all splits, or for one that `splits` names.
     """
+    if not arguments.dataset_name:
+        arguments = _find(arguments, progress)
     loaded, class_list = _load_splits(arguments)
     contents = {
         split: inspect_split(
