@@ -22,6 +22,7 @@ PUBLIC_NAMES = [
     "accelerate_transformers",
     "evaluate_model",
     "load_segmentation_dataset",
+    "optimize_for_inference",
     "refine",
     "save_for_hub",
     "segment",
