@@ -86,7 +86,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     start = time.perf_counter()
     label_map = segment(model, processor, arguments.image).label_map
     seconds = time.perf_counter() - start
-    figure = draw_overlay(arguments.image, label_map, model.config.id2label, load_class_list("camvid").palette)
+    figure = draw_overlay(arguments.image, label_map, model.config.id2label, model.config.class_colors)
     figure.savefig(output_dir / "street.png")
     print(f"Found {len(label_map.unique())} classes in the photograph in {seconds:.2f} s: {output_dir / 'street.png'}")
 
@@ -105,6 +105,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
         SYNTHETIC_SCENES,
         id2label=harbor_classes.id2label,
         label2id=harbor_classes.label2id,
+        class_colors=harbor_classes.palette,
         ignore_mismatched_sizes=True,
     )
     train(model, prepare(train_scenes, processor), arguments)

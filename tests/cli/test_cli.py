@@ -196,6 +196,13 @@ def test_colors_of_a_class_list(folder, photos):
     assert main([*arguments, "--class_list", "classes.json"]) == 0
     picture = np.array(Image.open("segmented/overlays/a.png").convert("RGB"))
     assert (picture == load_class_list("classes.json").palette[0]).all(-1).mean() > 0.5
+    # Without a class list, the colors are those of the model.
+    shutil.copytree(folder, "model")
+    config = json.loads(Path("model/config.json").read_text())
+    Path("model/config.json").write_text(json.dumps(config | {"class_colors": ["#fa0000"] * len(data)}))
+    assert main(["segment", "model", *arguments[2:], "--output_dir", "red"]) == 0
+    picture = np.array(Image.open("red/overlays/a.png").convert("RGB"))
+    assert (picture == [250, 0, 0]).all(-1).mean() > 0.5
 
 
 def test_bad_images_are_reported_and_passed_over(folder, photos, capsys):

@@ -99,6 +99,10 @@ def test_conventions():
         ({"ohem_threshold": 0}, r"ohem_threshold is a probability within \(0, 1\], got 0"),
         ({"ohem_min_pixels": -1}, "ohem_min_pixels must be a finite number of at least 0, got -1"),
         ({"dice_loss_weight": -1}, "dice_loss_weight must be a finite number of at least 0, got -1"),
+        ({"num_labels": 2, "class_colors": ["#000000"]}, "class_colors has 1 colors for 2 classes"),
+        ({"num_labels": 1, "class_colors": ["red"]}, r"class_colors\[0\] is 'red': give '#rrggbb'"),
+        ({"num_labels": 2, "class_colors": ["#0000ff", [0, 0, 256]]}, r"class_colors\[1\] is \[0, 0, 256\]"),
+        ({"num_labels": 1, "class_colors": [[0, 0, True]]}, r"class_colors\[0\] is \[0, 0, True\]"),
     ],
 )
 def test_wrong_combinations_name_the_field_and_the_remedy(fields, message):
@@ -141,6 +145,24 @@ def test_a_misspelt_field_is_pointed_out(caplog):
         assert "did you mean" not in caplog.text
     finally:
         logger.removeHandler(caplog.handler)
+
+
+def test_class_colors_are_those_of_their_classes(tmp_path):
+    assert UneptConfig().class_colors is None
+    names = {0: "sky", 1: "road"}
+    config = UneptConfig.from_preset("unept-tiny", id2label=names, class_colors=["#86B4E9", (128, 64, 128)])
+    assert config.class_colors == ["#86b4e9", "#804080"]
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).class_colors == config.class_colors
+    assert UneptConfig.from_pretrained(tmp_path, class_colors=["#000000"] * 2).class_colors == ["#000000"] * 2
+    # Other classes are not drawn in the colors of these, and can be saved.
+    assert UneptConfig.from_pretrained(tmp_path, num_labels=3).class_colors is None
+    assert UneptConfig.from_pretrained(tmp_path, id2label={0: "cat", 1: "dog"}).class_colors is None
+    config.id2label = {1: "road", 0: "sky"}
+    assert config.class_colors == ["#86b4e9", "#804080"]
+    config.num_labels = 19
+    assert config.class_colors is None
+    config.save_pretrained(tmp_path)
 
 
 def test_backbones_of_transformers(tmp_path):

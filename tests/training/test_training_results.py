@@ -308,7 +308,9 @@ def test_official_layouts_train_and_evaluate(dataset_name, write, num_labels, tm
         assert len(log_of(tmp_path / mode)) == 2
     config = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "whole" / "model").config
     assert config.num_labels == num_labels
-    assert config.id2label == load_class_list(dataset_name).id2label
+    class_list = load_class_list(dataset_name)
+    assert config.id2label == class_list.id2label
+    assert config.class_colors == ["#{:02x}{:02x}{:02x}".format(*color) for color in class_list.palette]
 
 
 def test_image_folders_need_something_to_evaluate_on(tmp_path):

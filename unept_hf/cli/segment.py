@@ -89,7 +89,8 @@ class SegmentationArguments(PredictionOptions):
         "as the results: NAME.png for NAME.jpg.",
     )
     class_list: str | None = option(
-        None, "Name or JSON file of the classes, for their colors; by default colorblind-safe ones."
+        None, "Name or JSON file of the classes, for their colors; by default those of the model, or else colorblind-safe "
+        "ones."
     )
     opacity: float = option(0.6, "Opacity of the colors in overlays, 0 to 1.")
     picture_size: int = option(1024, "Longer side of the pictures in pixels.")
@@ -178,16 +179,17 @@ def run(arguments: argparse.Namespace) -> int:
             )
         if options.refine_with is not None or options.label_maps is not None:
             check_boundary_heads(refiner[0])
-        id2label = segmenter[0].config.id2label
+        id2label, palette = segmenter[0].config.id2label, getattr(segmenter[0].config, "class_colors", None)
         if options.label_maps is not None:  # whose classes are not those of the model
-            id2label = None if classes is None else classes.id2label
+            id2label, palette = None if classes is None else classes.id2label, None
         if "cityscapes_label_ids" in options.save:
             if id2label is None:
                 raise ValueError(
                     "cityscapes_label_ids of --label_maps needs their classes; pass --class_list cityscapes."
                 )
             _cityscapes_label_ids(id2label)  # other classes are one error, not one of each image
-        palette = None if classes is None else classes.palette
+        if classes is not None:
+            palette = classes.palette
         with tempfile.TemporaryFile(dir=make_directory(output_dir)):
             pass  # a directory that cannot be written is an error of its own, not of each image
         for name, files in tqdm(tasks.items(), desc="Segmenting", unit="image", disable=None):

@@ -262,6 +262,8 @@ def evaluate_and_report(
     split = data_arguments.eval_split
     results["split"] = f"a held-out share of {split}" if eval_fraction else split
     if is_main:
+        # A model has the same colors in all pictures.
+        class_list.palette = getattr(model.config, "class_colors", None) or class_list.palette
         save_results(results, class_list, evaluation_arguments.output_dir)
         print(results_text(results))
         print(f"\nAll metrics, settings and pictures are in {evaluation_arguments.output_dir}")

@@ -3,6 +3,7 @@
 
 import copy
 import difflib
+import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -222,6 +223,9 @@ class UneptConfig(PreTrainedConfig):
             pixels (original code) instead of among those of all processes.
         num_channels (`int`, *optional*, defaults to 3):
             Number of image channels.
+        class_colors (`list`, *optional*):
+            The color of each class in pictures: `"#rrggbb"` or `[red, green, blue]` in 0..255, kept as `"#rrggbb"`.
+            The functions of `unept_hf.visualization` take it as their `palette`, and choose colors for `None`.
 
     Raises:
         ValueError: (wrapped by the strict dataclass) for fields of a wrong type or value, all wrong values in one
@@ -288,6 +292,13 @@ class UneptConfig(PreTrainedConfig):
     boundary_targets_from: Literal["crop", "image"] = "crop"
     balance_boundaries_per_process: bool = False
     num_channels: int = 3
+    class_colors: list[Any] | tuple[Any, ...] | None = None
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        # As `config.num_labels = 19` does before a fine-tuning: the colors were those of the classes before.
+        if name == "id2label" and self.class_colors is not None and len(self.class_colors) != len(value or ()):
+            super().__setattr__("class_colors", None)
 
     def __post_init__(self, **kwargs):
         if "use_pretrained_backbone" in kwargs:
@@ -340,13 +351,15 @@ class UneptConfig(PreTrainedConfig):
                 )
             # from_dict of some configurations changes the dict it is given.
             self.backbone_config, _ = consolidate_backbone_kwargs_to_config(dict(self.backbone_config))
+        class_colors = None if self.class_colors is None else [_hex_color(color) for color in self.class_colors]
         super().__post_init__(**kwargs)
+        self.class_colors = class_colors  # of whatever number, which is checked
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         # Overrides take part in the construction, so that contradictions are found.
         config_dict = dict(config_dict)
-        classes = ("id2label", "label2id", "num_labels")
+        classes = ("id2label", "label2id", "num_labels", "class_colors")
         count = len(config_dict.get("id2label") or {})
         if "id2label" in kwargs or "label2id" in kwargs or kwargs.get("num_labels", count) != count:
             # The file's fields of classes belong together.
@@ -450,6 +463,16 @@ class UneptConfig(PreTrainedConfig):
                 f"semantic_loss_ignore_index={self.semantic_loss_ignore_index} is one of the {self.num_labels} "
                 "classes (num_labels): choose another, for example -100."
             )
+        if self.class_colors is not None:
+            if len(self.class_colors) != self.num_labels:
+                yield (
+                    f"class_colors has {len(self.class_colors)} colors for {self.num_labels} classes: give one for "
+                    "each, or None."
+                )
+            for index, color in enumerate(self.class_colors):
+                if not isinstance(color, str) or not re.fullmatch("#[0-9a-f]{6}", color):
+                    yield f"class_colors[{index}] is {color!r}: give '#rrggbb', or [red, green, blue] in 0..255."
+                    break
         backbone: Any = self.backbone_config
         out_indices = getattr(backbone, "out_indices", None)
         if out_indices is None:
@@ -467,3 +490,11 @@ class UneptConfig(PreTrainedConfig):
                 f"num_channels={self.num_channels}, but backbone_config takes {backbone.num_channels}: set "
                 "num_channels in both."
             )
+
+
+def _hex_color(color: Any) -> Any:
+    """A color as "#rrggbb"; anything else stays as it is."""
+    is_triple = isinstance(color, (list, tuple)) and len(color) == 3
+    if is_triple and all(type(value) is int and 0 <= value <= 255 for value in color):
+        return "#{:02x}{:02x}{:02x}".format(*color)
+    return color.lower() if isinstance(color, str) else color

@@ -122,6 +122,7 @@ def _class_options(class_list: ClassList) -> dict:
         "id2label": dict(class_list.id2label),
         "label2id": dict(class_list.label2id),
         "semantic_loss_ignore_index": class_list.ignore_index,
+        "class_colors": class_list.palette,
     }
 
 

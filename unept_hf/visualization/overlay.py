@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import PIL.Image
+import PIL.ImageColor
 from torch import Tensor
 
 from ..model.image_reading import image_to_tensor, label_map_to_tensor
@@ -17,6 +18,7 @@ __all__ = [
     "class_palette",
     "color_label_map",
     "overlay",
+    "percent",
     "read_image",
     "read_label_map",
     "shown_size",
@@ -53,9 +55,10 @@ def shown_size(size: tuple[int, int], max_size: int, min_size: int = 1) -> tuple
 
 
 def class_palette(palette, id2label: Mapping[int, str] | None, *label_maps: np.ndarray) -> np.ndarray:
-    """`palette`, or the default colors of all classes that have a name, or else of all that occur."""
+    """`palette` as RGB, or the default colors of all classes that have a name, or else of all that occur."""
     if palette is not None:
-        return np.asarray(palette, dtype=np.uint8)
+        colors = [PIL.ImageColor.getrgb(color) if isinstance(color, str) else color for color in palette]
+        return np.asarray(colors, dtype=np.uint8)
     # Annotations may mark unlabeled pixels by any number, which needs no colors.
     return default_palette(len(id2label) if id2label else 1 + max(0, *(int(labels.max()) for labels in label_maps)))
 
@@ -66,7 +69,8 @@ def color_label_map(label_map, palette=None, unlabeled: tuple[int, int, int] = (
 
     Args:
         label_map: integers `(height, width)`, as PIL image, array or tensor.
-        palette: `(num_labels, 3)`, 0..255; `default_palette` unless given.
+        palette: a color of each class, `(num_labels, 3)` in 0..255 or "#rrggbb" as in `config.class_colors`;
+            `default_palette` unless given.
         unlabeled: the color of labels that the palette does not have.
 
     Returns:
@@ -113,6 +117,12 @@ def class_areas(label_map, id2label: Mapping[int, str] | None = None, ignore_ind
     ]
 
 
+def percent(share: float, decimals: int = 1) -> str:
+    """A share in 0..1 as text, such as "12.3%". A share that would round to nothing is "< 0.1%"."""
+    least = 10.0 ** -(decimals + 2)
+    return f"< {least:.{decimals}%}" if 0 < share < least else f"{share:.{decimals}%}"
+
+
 def overlay(image, label_map, palette=None, opacity: float = 0.6, outlines: bool = True) -> PIL.Image.Image:
     """
     The image in gray with the colors of its classes over it, pixel by pixel.
@@ -121,7 +131,7 @@ def overlay(image, label_map, palette=None, opacity: float = 0.6, outlines: bool
         image: PIL image, array or tensor of `(height, width)`, `(height, width, channels)` or
             `(channels, height, width)`, or the path or address of an image file.
         label_map: integers `(height, width)`. Where a label has no color, the image keeps its own.
-        palette: `(num_labels, 3)`, 0..255; `default_palette` unless given.
+        palette: as in `color_label_map`.
         opacity: 0 shows only the gray image, 1 only the colors.
         outlines: whether to draw a white line of one pixel between the classes.
 
