@@ -40,10 +40,9 @@ from unept_hf.inference.options import PredictionOptions
 from unept_hf.inference.segment import SegmentationResult, segment
 from unept_hf.model.image_preprocessing import resize_label_map
 from unept_hf.model.image_reading import LONGEST_SIDE, image_to_tensor
-from unept_hf.palette import default_palette
 from unept_hf.synthetic.scenes import synthetic_scenes
 from unept_hf.visualization.figures import draw_sampling_points, figure_to_image
-from unept_hf.visualization.overlay import class_areas, overlay, shown_size
+from unept_hf.visualization.overlay import class_areas, class_palette, overlay, percent, shown_size
 from unept_hf.visualization.sampling_points import sampling_points
 
 
@@ -399,7 +398,7 @@ def class_view(picture: PIL.Image.Image, labels: np.ndarray, areas: list[dict], 
     regions, names, items, rules = [], [], [], []
     for area in areas:
         key, label = f"class-{area['id']}", html.escape(str(area["label"]))
-        share = f"{area['fraction']:.1%}" if area["fraction"] >= 0.001 else "&lt; 0.1%"
+        share = html.escape(percent(area["fraction"]))
         color = "#{:02x}{:02x}{:02x}".format(*palette[area["id"]])
         regions.append(f'<path class="{key}" d="{region_path(labels == area["id"])}"/>')
         names.append(f'<span class="name {key}">{label} · {share}</span>')
@@ -508,7 +507,7 @@ class Demo:
     def draw(self, kept: Segmentation, steps: int, limit: TimeLimit) -> tuple:
         """The outputs of `show`."""
         model, _ = self.models[kept.model_name]
-        palette = default_palette(model.config.num_labels)
+        palette = class_palette(getattr(model.config, "class_colors", None), model.config.id2label)
         unrefined = label_map = kept.result.label_map
         has_boundaries = kept.result.boundary_probability is not None
         if steps > 0 and has_boundaries:
@@ -523,7 +522,7 @@ class Demo:
 
         height, width = label_map.shape
         changed = (label_map != unrefined).double().mean().item()
-        refinement = f"refinement changed {changed:.2%} of the pixels" if steps > 0 else "without refinement"
+        refinement = f"refinement changed {percent(changed, 2)} of the pixels" if steps > 0 else "without refinement"
         if not has_boundaries:
             refinement = "this model predicts no boundaries to refine"
         classes = "1 class" if len(areas) == 1 else f"{len(areas)} classes"

@@ -35,7 +35,7 @@ from unept_hf.visualization.figures import (
     figure_to_image,
 )
 from unept_hf.visualization.metric_figures import draw_calibration, draw_confusion_matrix
-from unept_hf.visualization.overlay import class_areas, color_label_map, overlay
+from unept_hf.visualization.overlay import class_areas, color_label_map, overlay, percent
 from unept_hf.visualization.sampling_points import sampling_points
 
 
@@ -174,6 +174,22 @@ def test_color_label_map():
     assert color_label_map(PIL.Image.fromarray(label_map), default_palette(256))[1, 1].tolist() != white
     assert (color_label_map(label_map)[0] == OKABE_ITO[:2]).all()
     assert color_label_map(np.array([[-1]]), palette).tolist() == [[white]]
+
+
+def test_colors_of_a_configuration():
+    colors = color_label_map(np.array([[0, 1]]), ["#0102ff", "#A0b0c0"])
+    assert colors.tolist() == [[[1, 2, 255], [160, 176, 192]]]
+
+
+def test_shares():
+    assert [percent(share) for share in (0, 1e-9, 0.00099, 0.001, 0.1234, 1)] == [
+        "0.0%", "< 0.1%", "< 0.1%", "0.1%", "12.3%", "100.0%",
+    ]  # fmt: skip
+    assert [percent(share, 2) for share in (0, 0.00009, 0.0001)] == ["0.00%", "< 0.01%", "0.01%"]
+    label_map = np.zeros((50, 50), int)
+    label_map[0, 0] = 1
+    figure = draw_overlay(np.zeros((50, 50, 3), np.uint8), label_map, {0: "sky", 1: "bird"})
+    assert legend_texts(figure) == ["sky  100.0%", "bird  < 0.1%"]
 
 
 def test_class_areas():

@@ -31,6 +31,7 @@ from .overlay import (
     class_palette,
     color_label_map,
     overlay,
+    percent,
     read_image,
     read_label_map,
     shown_size,
@@ -129,11 +130,11 @@ def _legend(figure, areas: list[dict], palette: np.ndarray, most: int, **kwargs)
     for area in areas[:most]:
         known = 0 <= area["id"] < len(palette)
         color, hatch = (_hex(palette[area["id"]]), None) if known else ("white", "////")
-        label = f"{shortened(area['label'])}  {area['fraction']:.1%}"
+        label = f"{shortened(area['label'])}  {percent(area['fraction'])}"
         handles.append(Patch(facecolor=color, edgecolor="0.4", linewidth=0.5, hatch=hatch, label=label))
     if len(areas) > most:
         rest = sum(area["fraction"] for area in areas[most:])
-        label = f"{len(areas) - most} more  {rest:.1%}"
+        label = f"{len(areas) - most} more  {percent(rest)}"
         handles.append(Patch(facecolor="none", edgecolor="none", label=label))
     for text in figure.legend(handles=handles, frameon=False, fontsize=9, **kwargs).get_texts():
         text.set_parse_math(False)
@@ -245,7 +246,7 @@ def draw_comparison(
     _show(axes[0, 1], color_label_map(_resized(np.where(counted, truth, -1), size), palette), "ground truth")
     _show(axes[0, 2], color_label_map(_resized(labels, size), palette), "prediction")
     share = wrong.sum() / max(total, 1)
-    _show(axes[0, 3], errors, f"wrong: {share:.1%} of {total:,} labeled pixels")
+    _show(axes[0, 3], errors, f"wrong: {percent(share)} of {total:,} labeled pixels")
     _legend(figure, areas, palette, most, loc="outside lower center", ncols=min(columns, max(len(areas), 1)))
     return figure
 
@@ -365,14 +366,14 @@ def draw_refinement(
         _show(row[0], small, "image")
         _show(row[1], color_label_map(_resized(before[crop], part), palette), "without refinement")
         _show(row[2], color_label_map(_resized(after[crop], part), palette), "with refinement")
-        _show(row[3], marked, f"changed: {changed[crop].mean():.2%} of the pixels")
+        _show(row[3], marked, f"changed: {percent(changed[crop].mean(), 2)} of the pixels")
     scale = size[0] / changed.shape[0]
     top, left = window[0].start * scale, window[1].start * scale
     sides = [(side.stop - side.start) * scale for side in window]
     for axis in axes[0]:
         for line, thickness in (("black", 1.5), ("white", 0.7)):
             axis.add_patch(Rectangle((left, top), sides[1], sides[0], fill=False, edgecolor=line, linewidth=thickness))
-    handles = [Patch(facecolor=_hex(color), label=f"{kind}  {one.mean():.2%}") for kind, (one, color) in kinds.items()]
+    handles = [Patch(facecolor=_hex(color), label=f"{kind}  {percent(one.mean(), 2)}") for kind, (one, color) in kinds.items()]
     figure.legend(handles=handles, frameon=False, fontsize=9, loc="outside lower right", ncols=len(handles))
     return figure
 
