@@ -26,6 +26,7 @@ PUBLIC_NAMES = [
     "refine",
     "save_for_hub",
     "segment",
+    "segment_video",
 ]
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .inference.optimize import optimize_for_inference
     from .inference.refine import refine
     from .inference.segment import segment
+    from .visualization.segment_video import segment_video
 
 __all__ = [
     "STREET_PHOTOS",
@@ -41,6 +42,7 @@ __all__ = [
     "refine",
     "save_for_hub",
     "segment",
+    "segment_video",
 ]
 
 # Imported when they are used, because they bring pictures, data sets and exporters along.
@@ -52,6 +54,7 @@ _MODULES = {
     "refine": ".inference.refine",
     "save_for_hub": ".export.hub",
     "segment": ".inference.segment",
+    "segment_video": ".visualization.segment_video",
 }
 
 STREET_PHOTOS = str(Path(__file__).parent / "checkpoints" / "street_photos")

@@ -58,18 +58,22 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_directory(directory: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+def atomic_directory(
+    directory: str | os.PathLike, overwrite: bool = False, kind: str = "model directory", marker: str = "config.json"
+) -> Iterator[Path]:
     """
     A new directory beside `directory`, which takes its place at the end of the block. After an error, or in a killed
     process, the old directory stays. Missing parent directories are created.
 
     Args:
         directory: the directory to write.
-        overwrite: whether to replace a model directory with all its files.
+        overwrite: whether to replace a directory of this kind with all its files.
+        kind: what messages call the directory.
+        marker: a file that each directory of this kind has.
 
     Raises:
         FileExistsError: if `directory` is a file or the current directory; if it is not empty (without `overwrite`);
-            if it is not a model directory, or has subdirectories (with `overwrite`).
+            if it has no `marker`, or has subdirectories (with `overwrite`).
     """
     directory = Path(directory).expanduser().resolve()
     if directory.exists():
@@ -84,10 +88,10 @@ def atomic_directory(directory: str | os.PathLike, overwrite: bool = False) -> I
                 "its files."
             )
         # A slip must not cost a home directory or a git repository.
-        if entries and (directory / "config.json" not in entries or any(entry.is_dir() for entry in entries)):
+        if entries and (directory / marker not in entries or any(entry.is_dir() for entry in entries)):
             raise FileExistsError(
-                f"{directory} is not a model directory (it has subdirectories, or no config.json), and overwriting "
-                "would delete all its files; name another directory."
+                f"{directory} is not a {kind} (it has subdirectories, or no {marker}), and overwriting would delete "
+                "all its files; name another directory."
             )
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=_prefix(directory), dir=directory.parent) as temporary:

@@ -373,7 +373,9 @@ def draw_refinement(
     for axis in axes[0]:
         for line, thickness in (("black", 1.5), ("white", 0.7)):
             axis.add_patch(Rectangle((left, top), sides[1], sides[0], fill=False, edgecolor=line, linewidth=thickness))
-    handles = [Patch(facecolor=_hex(color), label=f"{kind}  {percent(one.mean(), 2)}") for kind, (one, color) in kinds.items()]
+    handles = [
+        Patch(facecolor=_hex(color), label=f"{kind}  {percent(one.mean(), 2)}") for kind, (one, color) in kinds.items()
+    ]
     figure.legend(handles=handles, frameon=False, fontsize=9, loc="outside lower right", ncols=len(handles))
     return figure
 

@@ -17,6 +17,7 @@ __all__ = [
     "class_areas",
     "class_palette",
     "color_label_map",
+    "label_map_to_image",
     "overlay",
     "percent",
     "read_image",
@@ -84,6 +85,28 @@ def color_label_map(label_map, palette=None, unlabeled: tuple[int, int, int] = (
     known = (labels >= 0) & (labels < len(palette))
     colors = np.concatenate([palette, np.array([unlabeled], dtype=np.uint8)])
     return colors[np.where(known, labels, len(palette))]
+
+
+def label_map_to_image(label_map, num_labels: int, palette: np.ndarray | None = None) -> PIL.Image.Image:
+    """
+    A label map as an image to save as PNG, whose pixels hold the labels.
+
+    Args:
+        label_map: integers `(height, width)` below `num_labels`.
+        num_labels: up to 256, the image has 8 bits, and above 16.
+        palette: uint8 `(num_labels, 3)`. An image of 8 bits with a palette (mode "P" instead of "L") still holds the
+            labels, and viewers show the colors.
+    """
+    labels = read_label_map(label_map)
+    if num_labels > 256:
+        return PIL.Image.fromarray(labels.astype(np.uint16))
+    image = PIL.Image.fromarray(labels.astype(np.uint8))
+    if palette is not None:
+        # All 256, because PNG has fewer bits for fewer colors, and labels may be above these.
+        colors = np.full((256, 3), 255, dtype=np.uint8)
+        colors[: len(palette)] = palette[:256]
+        image.putpalette(colors.tobytes())
+    return image
 
 
 def class_areas(label_map, id2label: Mapping[int, str] | None = None, ignore_index: int | None = None) -> list[dict]:
