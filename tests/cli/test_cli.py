@@ -2,11 +2,13 @@
 """The command line: what it writes, what it says, and its exit status."""
 
 import configparser
+import itertools
 import json
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -21,13 +23,15 @@ import unept_hf.export.graphs
 from unept_hf import UneptForSemanticSegmentation, UneptImageProcessor, cli, refine
 from unept_hf.cli import main
 from unept_hf.cli.env import attention_backends, chosen_backend
-from unept_hf.cli.segment import find_images
+from unept_hf.cli.segment import _read_ahead, find_images
 from unept_hf.data.class_lists import load_class_list
 from unept_hf.data.segmentation_datasets import load_segmentation_dataset
 from unept_hf.evaluation.evaluate import evaluate_model
+from unept_hf.inference.loading import load_model_and_processor
 from unept_hf.inference.segment import segment
 from unept_hf.model import deformable_attention as attention
 from unept_hf.synthetic.scenes import SYNTHETIC_CLASSES, synthetic_scene
+from unept_hf.visualization.overlay import overlay
 
 
 ROOT = Path(__file__).parents[2]
@@ -205,10 +209,51 @@ def test_colors_of_a_class_list(folder, photos):
     assert (picture == [250, 0, 0]).all(-1).mean() > 0.5
 
 
-def test_bad_images_are_reported_and_passed_over(folder, photos, capsys):
+def test_pictures_of_full_size_and_label_maps_in_color(folder, photos):
+    synthetic_scene(3, size=(300, 1100))[0].save("wide.png")
+    arguments = ["segment", folder, "wide.png", "--palette_label_maps", "--opacity", "1"]
+    assert main([*arguments, "--save", "full_overlays", "label_maps", "--class_list", "synthetic"]) == 0
+    label_map = Image.open("segmented/label_maps/wide.png")
+    expected = segment(*load_model_and_processor(folder), "wide.png").label_map
+    assert label_map.mode == "P"
+    np.testing.assert_array_equal(np.array(label_map), expected)
+    colors = np.array(load_class_list("synthetic").palette)[expected]
+    np.testing.assert_array_equal(np.array(label_map.convert("RGB")), colors)
+    np.testing.assert_array_equal(
+        np.array(Image.open("segmented/full_overlays/wide.png")),
+        np.asarray(overlay("wide.png", expected, load_class_list("synthetic").palette, 1.0)),
+    )
+
+
+def test_threads_read_ahead():
+    started, waiting = [], threading.Event()
+
+    def read(name):
+        started.append(name)
+        if name == "2":
+            raise OSError("damaged")
+        waiting.wait(0 if name in "01" else 60)
+        return name
+
+    names = [str(index) for index in range(100)]
+    ahead = _read_ahead(read, names, 3)
+    assert next(ahead)() == "0" and next(ahead)() == "1"
+    with pytest.raises(OSError, match="damaged"):
+        next(ahead)()
+    assert len(started) <= 2 * 3 + 3, "no more are read than may wait"
+    waiting.set()
+    assert [get() for get in itertools.islice(ahead, 60)] == names[3:63]
+    ahead.close()
+    assert len(started) < 75, "nothing is read after the end"
+    assert [get() for get in _read_ahead(str.upper, "abc", 0)] == ["A", "B", "C"]
+
+
+@pytest.mark.parametrize("num_workers", ["0", "2"])
+def test_bad_images_are_reported_and_passed_over(folder, photos, capsys, num_workers):
     Path("photos/broken.jpg").write_bytes(b"no image")
     Path("photos/cut.png").write_bytes(Path("photos/a.png").read_bytes()[:3000])
     arguments = ["segment", folder, "photos", "missing.png", "none/*.png", "--save", "areas"]
+    arguments += ["--num_workers", num_workers]
     assert main(arguments) == 1
     output = capsys.readouterr()
     assert "3 segmented, 4 failed in " in output.out
@@ -343,7 +388,7 @@ def test_label_ids_for_the_test_server_of_cityscapes(processor, tmp_path, monkey
     assert not Path("other").exists()
 
 
-def test_many_classes_need_16_bits(processor, tmp_path, monkeypatch):
+def test_many_classes_need_16_bits(processor, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model = UneptForSemanticSegmentation.from_preset(
         "unept-tiny", encoder_layers=0, decoder_layers=0, num_labels=300, semantic_loss_ignore_index=-100
@@ -356,6 +401,8 @@ def test_many_classes_need_16_bits(processor, tmp_path, monkeypatch):
     assert main(["segment", "model", "x.png", "--save", "label_maps", "areas"]) == 0
     assert (np.array(Image.open("segmented/label_maps/x.png")) == 299).all()
     assert json.loads(Path("segmented/areas/x.json").read_text())["classes"][0]["fraction"] == 1
+    assert main(["segment", "model", "x.png", "--palette_label_maps", "--output_dir", "colored"]) == 1
+    assert "--palette_label_maps is for up to 256 classes, but the model has 300" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

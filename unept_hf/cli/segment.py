@@ -1,7 +1,8 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
-"""`unept-hf segment`: label maps, areas and pictures of images."""
+"""`unept-hf segment`: label maps, areas and pictures of images and videos."""
 
 import argparse
+import contextlib
 import glob
 import json
 import os
@@ -9,9 +10,11 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -24,6 +27,7 @@ from ..arguments import HubArguments, option
 from ..data.class_lists import load_class_list
 from ..files import atomic_file, make_directory
 from ..inference.options import PredictionOptions
+from ..visualization.video_files import VIDEO_SUFFIXES
 from .command_line import DeviceArguments, choose_device, load_model, message_of, options_from, usage_errors
 
 
@@ -37,6 +41,7 @@ examples:
   unept-hf segment my-model big.tif --mode slide --do_resize false --refine_boundaries --save label_maps refinement
   unept-hf segment my-model photos/ --unknown_below 0.5 --save label_maps confidence
   unept-hf segment my-model photos/ --existing skip        (continues after an interruption)
+  unept-hf segment my-model drive.mp4 --save overlays --smoothing 0.7
   unept-hf segment my-model leftImg8bit/test --do_resize false --save cityscapes_label_ids
   unept-hf segment segformer photos/ --refine_with my-model
   unept-hf segment my-model photos/ --label_maps their_label_maps/ --save label_maps refinement
@@ -46,12 +51,14 @@ Exit status: 0 if all images were segmented, 1 if some were not (each is reporte
 SUFFIXES = {
     "label_maps": ".png",
     "overlays": ".png",
+    "full_overlays": ".png",
     "areas": ".json",
     "confidence": ".png",
     "boundaries": ".png",
     "refinement": ".png",
     "cityscapes_label_ids": ".png",
 }
+OF_VIDEOS = {"label_maps": "", "overlays": ".mp4"}  # a directory, and a file
 
 
 @dataclass
@@ -62,8 +69,9 @@ class SegmentationArguments(PredictionOptions):
     save: list[str] = option(
         ["label_maps", "overlays", "areas"],
         "What to write, each into a directory of that name: label maps (PNG, one class number for each pixel), "
-        "pictures of the classes over the image, areas of the classes (JSON), probability of the class of each pixel "
-        "(gray PNG, 255 for 1), pictures of the boundaries, pictures of the changes by the refinement, label maps "
+        "pictures of the classes over the image, the same at the full size of the image and without a legend, areas "
+        "of the classes (JSON), probability of the class of each pixel (gray PNG, 255 for 1), pictures of the "
+        "boundaries, pictures of the changes by the refinement, label maps "
         "(PNG) with the label ids that the test server of Cityscapes expects.",
         choices=list(SUFFIXES),
     )
@@ -89,9 +97,20 @@ class SegmentationArguments(PredictionOptions):
         "as the results: NAME.png for NAME.jpg.",
     )
     class_list: str | None = option(
-        None, "Name or JSON file of the classes, for their colors; by default those of the model, or else colorblind-safe "
-        "ones."
+        None,
+        "Name or JSON file of the classes, for their colors; by default those of the model, or else colorblind-safe "
+        "ones.",
     )
+    palette_label_maps: bool = option(
+        False,
+        "Save label maps with the colors of the classes, which viewers show; the pixels still hold the class numbers.",
+    )
+    smoothing: float = option(
+        0.0,
+        "Of videos: weight of the earlier frames in the class scores, below 1. It steadies the classes, and delays "
+        "changes by smoothing / (1 - smoothing) frames.",
+    )
+    num_workers: int = option(0, "Number of threads that read and prepare the next images while the model runs.")
     opacity: float = option(0.6, "Opacity of the colors in overlays, 0 to 1.")
     picture_size: int = option(1024, "Longer side of the pictures in pixels.")
 
@@ -109,6 +128,11 @@ class SegmentationArguments(PredictionOptions):
                 "--label_maps brings no probabilities of the classes, which --unknown_below and --save confidence "
                 "need: drop one or the other."
             )
+        if not 0 <= self.smoothing < 1 or self.num_workers < 0:
+            raise ValueError(
+                "smoothing must be at least 0 and below 1, and num_workers must be at least 0, got "
+                f"{self.smoothing} and {self.num_workers}."
+            )
         if self.refine_with is not None and self.label_maps is not None:
             raise ValueError("--refine_with and --label_maps are two ways to refine other label maps; pass one.")
 
@@ -119,7 +143,7 @@ OPTIONS = (DeviceArguments, HubArguments, SegmentationArguments)
 def add_arguments(add) -> None:
     """Adds the arguments of the command."""
     add("model", help="Directory or Hub name of the model and its image processor.")
-    add("images", nargs="+", help="Files, directories, globs (in quotes) or addresses of images.")
+    add("images", nargs="+", help="Files, directories, globs (in quotes) or addresses of images; files of videos.")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -127,10 +151,15 @@ def run(arguments: argparse.Namespace) -> int:
     options = options_from(SegmentationArguments, arguments)
     output_dir = Path(options.output_dir).expanduser()
     images, problems = find_images(arguments.images, output_dir)
-    tasks = {
-        name: {kind: output_dir / kind / place.with_name(place.name + SUFFIXES[kind]) for kind in options.save}
-        for name, place in images
-    }
+    tasks = {}
+    for name, place in images:
+        suffixes = OF_VIDEOS if _is_video(name) else SUFFIXES
+        kinds = [kind for kind in options.save if kind in suffixes]
+        tasks[name] = {kind: output_dir / kind / place.with_name(place.name + suffixes[kind]) for kind in kinds}
+        if not kinds:
+            raise ValueError(f"{name} is a video, of which --save can write {' and '.join(OF_VIDEOS)}; pass one.")
+        if _is_video(name) and (options.refine_with or options.label_maps or options.unknown_below):
+            raise ValueError(f"--refine_with, --label_maps and --unknown_below are for images; leave out {name}.")
     inputs = {Path(name).resolve() for name in tasks if not _is_address(name)}
     label_maps = {}
     if options.label_maps is not None:
@@ -173,6 +202,10 @@ def run(arguments: argparse.Namespace) -> int:
             with usage_errors(arguments):
                 options.check_model(model)
         num_labels = segmenter[0].config.num_labels
+        if options.palette_label_maps and num_labels > 256 and options.label_maps is None:
+            raise ValueError(
+                f"--palette_label_maps is for up to 256 classes, but the model has {num_labels}; leave it out."
+            )
         if classes is not None and options.label_maps is None and len(classes) != num_labels:
             raise ValueError(
                 f"--class_list {options.class_list} has {len(classes)} classes, but the model {num_labels}."
@@ -192,13 +225,21 @@ def run(arguments: argparse.Namespace) -> int:
             palette = classes.palette
         with tempfile.TemporaryFile(dir=make_directory(output_dir)):
             pass  # a directory that cannot be written is an error of its own, not of each image
-        for name, files in tqdm(tasks.items(), desc="Segmenting", unit="image", disable=None):
-            try:
-                _segment_one(segmenter, refiner, name, label_maps.get(name), files, options, id2label, palette)
-            # Whatever is wrong with one image, the others are still wanted.
-            except Exception as error:
-                failures += 1
-                report(name, traceback.format_exc() if arguments.traceback else message_of(error))
+        read = partial(_read, segmenter, refiner, options)
+        bar = tqdm(tasks.items(), desc="Segmenting", unit="image", disable=None)
+        with contextlib.closing(_read_ahead(read, tasks, options.num_workers)) as ahead:
+            for (name, files), get_image in zip(bar, ahead):
+                try:
+                    if _is_video(name):
+                        _segment_video(segmenter, name, files, options, palette)
+                        continue
+                    image, views = get_image()
+                    given = label_maps.get(name)
+                    _segment_one(segmenter, refiner, name, image, views, given, files, options, id2label, palette)
+                # Whatever is wrong with one image, the others are still wanted.
+                except Exception as error:
+                    failures += 1
+                    report(name, traceback.format_exc() if arguments.traceback else message_of(error))
     succeeded = len(tasks) + len(problems) - failures
     counts = [f"{succeeded} segmented"]
     counts += [f"{count} {what}" for count, what in ((failures, "failed"), (len(skipped), "skipped")) if count]
@@ -225,10 +266,60 @@ def _unknown_id(config: Any) -> int:
     return ignored if config.num_labels <= ignored < 2**16 else 2**16 - 1
 
 
+def _read(
+    segmenter: tuple[Any, Any], refiner: tuple[Any, Any], options: SegmentationArguments, name: str
+) -> tuple[PIL.Image.Image, list[Any]]:
+    """An image, and its views for the model, or for both models where another one refines."""
+    from ..inference.windows import make_views
+
+    image = _open(name)
+    parts = [segmenter, refiner] if options.refine_with is not None else [segmenter]
+    return image, [make_views(processor, image, options, None) for _, processor in parts]
+
+
+def _read_ahead(
+    read: Callable[[str], Any], names: Iterable[str], num_workers: int
+) -> Generator[Callable[[], Any], None, None]:
+    """For each name, in order, a function that gives what `read` returns or raises. Threads read the next images."""
+    if num_workers == 0:
+        yield from (partial(read, name) for name in names)
+        return
+    executor = ThreadPoolExecutor(num_workers)
+    waiting: deque[Callable[[], Any]] = deque()
+    try:
+        for name in names:
+            waiting.append((lambda: None) if _is_video(name) else executor.submit(read, name).result)
+            if len(waiting) > 2 * num_workers:
+                yield waiting.popleft()
+        yield from waiting
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _segment_video(
+    segmenter: tuple[Any, Any], name: str, files: dict[str, Path], options: SegmentationArguments, palette: Any
+) -> None:
+    from ..visualization.segment_video import segment_video
+
+    segment_video(
+        *segmenter,
+        name,
+        files.get("overlays"),
+        options,
+        label_maps=files.get("label_maps"),
+        overwrite=options.existing != "error",
+        smoothing=options.smoothing,
+        palette=palette,
+        opacity=options.opacity,
+    )
+
+
 def _segment_one(
     segmenter: tuple[Any, Any],
     refiner: tuple[Any, Any],
     name: str,
+    image: PIL.Image.Image,
+    views: list[Any],
     label_map_file: Path | None,
     files: dict[str, Path],
     options: SegmentationArguments,
@@ -237,20 +328,20 @@ def _segment_one(
 ) -> None:
     from ..inference.segment import segment, segment_batch
     from ..visualization import figures
+    from ..visualization.overlay import class_palette, label_map_to_image, overlay
 
-    image = _open(name)
     label_maps: list[Any] | None = None
     confidence, with_confidence = None, options.unknown_below > 0 or "confidence" in files
     if label_map_file is not None:
         label_maps = [_open(str(label_map_file))]
     elif options.refine_with is not None:
-        first = segment(*segmenter, image, options, refine_boundaries=False, return_confidence=with_confidence)
+        first = segment(*segmenter, views[0], options, refine_boundaries=False, return_confidence=with_confidence)
         label_maps, confidence = [first.label_map], first.confidence
     refine_boundaries = options.refine_boundaries or label_maps is not None
     is_refined = refine_boundaries or "refinement" in files
     [plain] = segment_batch(
         *refiner,
-        [image],
+        [views[-1]],
         options,
         refine_boundaries=False,
         return_boundaries=is_refined or "boundaries" in files,
@@ -271,8 +362,8 @@ def _segment_one(
     for kind, file in files.items():
         with atomic_file(file) as part:
             if kind == "label_maps":
-                dtype = np.uint8 if largest <= 255 else np.uint16
-                PIL.Image.fromarray(label_map.numpy().astype(dtype)).save(part)
+                label_colors = class_palette(palette, id2label, label_map) if options.palette_label_maps else None
+                label_map_to_image(label_map, largest + 1, label_colors).save(part)
             elif kind == "cityscapes_label_ids":
                 # The server takes no unknown pixels.
                 PIL.Image.fromarray(_cityscapes_label_ids(id2label or {})[result.label_map.numpy()]).save(part)
@@ -286,6 +377,8 @@ def _segment_one(
                 part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
             elif kind == "overlays":
                 figures.draw_overlay(image, label_map, opacity=options.opacity, **colors).savefig(part)
+            elif kind == "full_overlays":
+                overlay(image, label_map, class_palette(palette, id2label, label_map), options.opacity).save(part)
             elif kind == "boundaries":
                 seen = (plain.boundary_probability, plain.direction_map, options.boundary_threshold)
                 figures.draw_boundaries(image, *seen, **shown).savefig(part)
@@ -300,6 +393,10 @@ def _open(name: str) -> PIL.Image.Image:
     with reading(name):
         image.load()
     return image
+
+
+def _is_video(name: str) -> bool:
+    return not _is_address(name) and name.lower().endswith(VIDEO_SUFFIXES)
 
 
 def _is_address(name: str) -> bool:
@@ -340,6 +437,7 @@ def find_images(names: Sequence[str], output_dir: Path) -> tuple[list[tuple[str,
         path = Path(name).expanduser()
         if path.is_dir():
             found = [file for file in files_below(path) if file.suffix.lower() in suffixes and file.is_file()]
+            found = [file for file in found if not _is_video(str(file))]  # which take long, so only if named
             problem = "the directory has no images"
         else:
             # A file may have a name that is also a pattern.

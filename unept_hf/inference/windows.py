@@ -25,7 +25,7 @@ from ..model.post_processing_unept import output_field
 from .options import FLIPS, PredictionOptions
 
 
-__all__ = ["View", "WindowRunner", "make_views", "window_starts"]
+__all__ = ["View", "Views", "WindowRunner", "make_views", "window_starts"]
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -166,6 +166,13 @@ class View:
         return total.div_(self.counts[0][start:stop, None, None] * self.counts[1][:, None])
 
 
+class Views(list[View]):
+    """
+    The views of an image. `segment` and `segment_batch` take them for the image, once, so that another thread can
+    make them ahead.
+    """
+
+
 class WindowRunner:
     """
     Runs the model on the windows of `views`, `options.batch_size` at a time. The processor rescales and normalizes
@@ -243,17 +250,17 @@ class WindowRunner:
         return torch.cat([one.to(maps[0].dtype) for one in maps], dim=1) if self.with_boundaries else maps[0]
 
 
-def make_views(
-    processor: Any, image: Any, options: PredictionOptions, target_size: tuple[int, int] | None
-) -> list[View]:
+def make_views(processor: Any, image: Any, options: PredictionOptions, target_size: tuple[int, int] | None) -> Views:
     """The views of one image, scale by scale."""
+    if isinstance(image, Views):
+        return image
     pixels = _read_image(processor, image)
     height, width = pixels.shape[-2:]
     do_resize = getattr(processor, "do_resize", False) if options.do_resize is None else options.do_resize
     is_whole = options.mode == "whole"
     # Windows have the size that the model is given, so the image may have any.
     size_divisor = (getattr(processor, "size_divisor", None) or 1) if is_whole else 1
-    views = []
+    views = Views()
     for scale in options.scales:
         new_height, new_width = height, width
         if do_resize:
