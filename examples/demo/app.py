@@ -36,7 +36,10 @@ from transformers import HfArgumentParser
 import unept_hf
 from unept_hf.arguments import HubArguments
 from unept_hf.cli.command_line import choose_device, load_model
+from unept_hf.cli.segment import files_below
+from unept_hf.data.class_lists import load_class_list
 from unept_hf.inference.options import PredictionOptions
+from unept_hf.inference.scores_at import scores_at
 from unept_hf.inference.segment import SegmentationResult, segment
 from unept_hf.model.image_preprocessing import resize_label_map
 from unept_hf.model.image_reading import LONGEST_SIDE, image_to_tensor
@@ -49,9 +52,11 @@ from unept_hf.visualization.sampling_points import sampling_points
 # A public page opens files of strangers, so it uses only these decoders. PostScript, for example, would run programs.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 NOT_IN_BROWSERS = ("TIFF",)
+SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")  # of the others
 
 STREET = Path(__file__).parents[2] / "docs" / "images" / "street.jpg"  # which a copy of this directory lacks
 MOST_STEPS = 10
+SHOWN_SCORES = 3
 SHOWN_SIZE = 768  # pixels of the longer side of a picture on the page; small ones are enlarged to have thin lines
 KEPT_SECONDS = 3600  # how long files of visitors stay on the disk
 MOST_VISITORS = 32  # whose last results are kept, at a few bytes for each pixel
@@ -64,7 +69,9 @@ MODES = {"Whole image": "whole", "Sliding windows": "slide"}
 TITLE = "UN-EPT semantic segmentation"
 EMPTY = '<p class="empty">Choose a picture and press <b>Segment</b>.</p>'
 HINT = '<li class="hint">Point at the picture, or at a class.</li>'
-NOT_CLICKED = "Click a pixel of the picture to see where the model looks when it decides on that pixel."
+NOT_CLICKED = (
+    "Click a pixel to see the scores of its classes, and where the model looks when it decides on that pixel."
+)
 
 CSS = """
 .empty { padding: 4rem 1rem; text-align: center; color: var(--body-text-color-subdued); }
@@ -93,6 +100,14 @@ class DemoArguments(HubArguments):
     max_total_megabytes: int = field(
         default=2000, metadata={"help": "MB of the files of all visitors together. The oldest are deleted."}
     )
+    class_list: str | None = field(
+        default=None,
+        metadata={"help": "Name or JSON file of the classes, for their colors; by default those of each model."},
+    )
+    examples: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Pictures, or directories of pictures, to offer as examples instead of our own."},
+    )
     time_limit: float = field(default=60, metadata={"help": "Seconds for an upload, and then for its results."})
     server_name: str | None = field(
         default=None, metadata={"help": "Address to listen at: 0.0.0.0 admits other machines."}
@@ -116,6 +131,7 @@ class Segmentation:
 
     file: Path
     model_name: str
+    options: PredictionOptions
     shown: PIL.Image.Image
     result: SegmentationResult  # not refined, with integers and booleans of one byte where possible
     seconds: float
@@ -488,7 +504,7 @@ class Demo:
                     direction_probability=None,
                 )
             shown = picture.resize(shown_size(picture.size, SHOWN_SIZE, SHOWN_SIZE), PIL.Image.Resampling.BOX)
-            kept = Segmentation(file, model_name, shown, result, seconds)
+            kept = Segmentation(file, model_name, options, shown, result, seconds)
             results = self.draw(kept, steps, limit)
         return kept, gr.Slider(interactive=has_boundaries), shown, NOT_CLICKED, gr.Image(visible=False), *results
 
@@ -536,7 +552,7 @@ class Demo:
         return summary, view, pictures, gr.DownloadButton(value=file, interactive=True)
 
     def look(self, kept: Segmentation | None, event: gr.EventData) -> tuple:
-        """The sampling points of the clicked pixel."""
+        """The best scores and the sampling points of the clicked pixel."""
         if kept is None:
             return gr.skip(), gr.skip()
         data = event._data if isinstance(event._data, dict) else {}
@@ -556,14 +572,45 @@ class Demo:
                 min(int((place + 0.5) * side / shown), side - 1)
                 for place, side, shown in zip((column, row), picture.size, kept.shown.size)
             )
+            scores = scores_at(model, processor, picture, (x, y), kept.options)
+            limit.check()
             points = sampling_points(model, processor, picture, (x, y))
             figure = draw_sampling_points(picture, points)
             limit.check()
             image = figure_to_image(figure)
             limit.check()
-        label = class_areas(kept.result.label_map[y : y + 1, x : x + 1], model.config.id2label)[0]["label"]
-        text = f"Pixel ({x}, {y}): <b>{html.escape(str(label))}</b> before refinement. A larger point counts more."
+        best = scores.topk(min(SHOWN_SCORES, len(scores)))
+        names = [html.escape(str(model.config.id2label[index])) for index in best.indices.tolist()]
+        shares = [html.escape(percent(score)) for score in best.values.tolist()]
+        listed = ", ".join(f"<b>{name}</b> {share}" for name, share in zip(names, shares))
+        text = f"Pixel ({x}, {y}), scores before refinement: {listed}. A larger point counts more."
         return text, gr.Image(image, format="png", visible=True)
+
+
+def chosen_examples(arguments: DemoArguments) -> list[str]:
+    """
+    The pictures that `--examples` names.
+
+    Raises:
+        ValueError: for files that the page could not segment, or a browser not show, and for directories without any.
+    """
+    files: list[Path] = []
+    for name in arguments.examples:
+        path = Path(name).expanduser()
+        found = (
+            sorted(file for file in files_below(path) if file.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        )
+        if not found:
+            raise ValueError(f"--examples {name} has no pictures ({', '.join(SUFFIXES)}).")
+        files += found
+    for file in files:
+        try:
+            _, file_format = read_picture(file, arguments.max_megapixels, TimeLimit(arguments.time_limit))
+        except gr.Error as error:
+            raise ValueError(f"--examples {file}: {error.message}") from error
+        if file_format in NOT_IN_BROWSERS:
+            raise ValueError(f"--examples {file}: browsers do not show {file_format}; save the picture as PNG.")
+    return [str(file) for file in files]
 
 
 def example_pictures(folder: str, models: list[str]) -> list[str]:
@@ -577,8 +624,8 @@ def example_pictures(folder: str, models: list[str]) -> list[str]:
     return [*photographs, *map(str, files)]
 
 
-def build_page(demo: Demo) -> gr.Blocks:
-    """The page, not launched yet."""
+def build_page(demo: Demo, chosen: list[str]) -> gr.Blocks:
+    """The page, not launched yet, with the chosen examples or our own."""
     arguments, storage, names = demo.arguments, demo.storage, list(demo.models)
     cleaning = (KEPT_SECONDS // 6, KEPT_SECONDS)
     with Page(storage, title=TITLE, analytics_enabled=False, delete_cache=cleaning, fill_width=True) as page:
@@ -603,7 +650,9 @@ def build_page(demo: Demo) -> gr.Blocks:
                 with tempfile.TemporaryDirectory() as folder:
                     before = storage.files()
                     examples = gr.Examples(
-                        example_pictures(folder, names), picture, label="Examples (a click segments them)"
+                        chosen or example_pictures(folder, names),
+                        picture,
+                        label="Examples (a click segments them)",
                     )
                     storage.permanent = storage.files() - before
                 with gr.Group():
@@ -633,7 +682,7 @@ def build_page(demo: Demo) -> gr.Blocks:
                             buttons=["fullscreen"],
                             elem_id="both",
                         )
-                    with gr.Tab("Sampling points"):
+                    with gr.Tab("Scores and sampling points"):
                         where = gr.HTML(NOT_CLICKED, elem_id="where")
                         shown = gr.Image(show_label=False, interactive=False, height=300, buttons=[], elem_id="shown")
                         points = gr.Image(
@@ -688,12 +737,20 @@ def short_name(name: str) -> str:
 def load_models(names: list[str], arguments: DemoArguments) -> dict[str, tuple]:
     """The models and their image processors, by their short names."""
     device = choose_device(arguments.device)
+    classes = None if arguments.class_list is None else load_class_list(arguments.class_list)
     models = {}
     for name in names:
         short = short_name(name)
         if short in models:
             raise ValueError(f"Two models would both be called {short}: rename one of their directories.")
         model, processor = load_model(name, arguments)
+        if classes is not None:
+            if len(classes) != model.config.num_labels:
+                raise ValueError(
+                    f"--class_list {arguments.class_list} has {len(classes)} classes, but {short} has "
+                    f"{model.config.num_labels}."
+                )
+            model.config.class_colors = classes.palette
         models[short] = model.to(device), processor
     return models
 
@@ -703,6 +760,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="Directories or Hub names of models.")
     try:
         arguments, others = parser.parse_args_into_dataclasses()
+        chosen = chosen_examples(arguments)
         models = load_models(model_names(others.models), arguments)
     except (OSError, ValueError) as error:
         raise SystemExit(f"app.py: {error}") from error
@@ -712,7 +770,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=parent) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         demo = Demo(models, arguments)
-        page = build_page(demo)
+        page = build_page(demo, chosen)
         max_file_size = arguments.max_megabytes * 2**20
         page.queue(max_size=MOST_VISITORS, api_open=False)  # nobody gets past the queue
         page.launch(

@@ -41,7 +41,7 @@ from unept_hf.inference.segment import SegmentationResult, segment
 from unept_hf.palette import default_palette
 from unept_hf.synthetic.scenes import synthetic_scene
 from unept_hf.visualization.figures import draw_sampling_points, figure_to_image
-from unept_hf.visualization.overlay import class_areas
+from unept_hf.visualization.overlay import class_areas, percent
 from unept_hf.visualization.sampling_points import sampling_points
 
 
@@ -142,6 +142,13 @@ def upload(file: Path) -> dict:
     return {"path": str(place)}
 
 
+def said_of_scores(scores, x, y, escape=str, name="{}") -> str:
+    """What the page says of the scores `(num_labels,)` of a pixel."""
+    best = sorted(enumerate(scores.tolist()), key=lambda one: -one[1])[:3]
+    listed = ", ".join(f"{name.format(escape(CLASSES[index]))} {escape(percent(score))}" for index, score in best)
+    return f"Pixel ({x}, {y}), scores before refinement: {listed}. A larger point counts more."
+
+
 def click(x, y) -> gradio.EventData:
     return gradio.EventData(None, {"index": [x, y]})
 
@@ -218,7 +225,7 @@ def test_tiny_pictures(demo, tmp_path):
         Image.new("RGB", size, "red").save(tmp_path / "small.png")
         kept, *_ = demo.segment(upload(tmp_path / "small.png"), "tiny", "whole", 0)
         assert read_png(demo.show(kept, 2)[-1].value["path"]).shape == size[::-1]
-        assert demo.look(kept, click(0, 0))[0].startswith("Pixel (0, 0): ")
+        assert demo.look(kept, click(0, 0))[0].startswith("Pixel (0, 0), ")
 
 
 @pytest.mark.parametrize("mode", ["whole", "slide"])
@@ -292,12 +299,15 @@ def test_names_of_classes_are_escaped():
 
 
 def test_sampling_points_of_a_clicked_pixel(demo, model, processor, scene):
-    kept, *_ = demo.segment(upload(scene), "tiny", "whole", 0)
+    kept, *_ = demo.segment(upload(scene), "tiny", "slide", 0)
+    options = {"mode": "slide", "crop_size": 128, "stride": 42}
+    scores = segment(model, processor, str(scene), return_scores=True, **options).scores
     # The page shows 3 x 3 pixels for one.
     for index, point in (((0, 0), (0, 0)), ((599, 359), (199, 119)), ((302, 151), (100, 50))):
         text, picture = demo.look(kept, click(*index))
         label = kept.result.label_map[point[1], point[0]].item()
-        assert text.startswith(f"Pixel {point}: <b>{html.escape(CLASSES[label])}</b> before")
+        assert text.startswith(f"Pixel {point}, scores before refinement: <b>{html.escape(CLASSES[label])}</b> ")
+        assert text == said_of_scores(scores[:, point[1], point[0]], *point, html.escape, "<b>{}</b>")
     points = sampling_points(model, processor, str(scene), point)
     expected = figure_to_image(draw_sampling_points(str(scene), points))
     np.testing.assert_array_equal(read_png(picture.value["path"]), np.array(expected))
@@ -348,6 +358,7 @@ def test_time_limit(demo, scene):
         (app, "class_areas"),
         (app, "class_view"),
         (Image.Image, "save"),
+        (app, "scores_at"),
         (app, "sampling_points"),
         (app, "draw_sampling_points"),
         (app, "figure_to_image"),
@@ -431,6 +442,38 @@ def test_models_to_choose_among(folder, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["app.py", str(tmp_path / "nothing")])
     with pytest.raises(SystemExit, match="nothing is not a model directory"):
         app.main()
+
+
+def test_colors_of_a_class_list(folder, demo, scene, tmp_path):
+    names = [{"id": index, "name": name, "color": [index, 0, 250]} for index, name in enumerate(CLASSES)]
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": names}))
+    arguments = app.DemoArguments(device="cpu", class_list=str(tmp_path / "classes.json"))
+    demo.models = app.load_models([str(folder)], arguments)
+    _, _, _, _, _, _, view, *_ = demo.segment(upload(scene), *demo.models, "whole", 0)
+    assert set(re.findall(r"<i style=\"background: #(..)00fa\">", view)) <= {
+        f"{index:02x}" for index in range(len(names))
+    }
+    assert view.count("00fa") > 1
+    with pytest.raises(ValueError, match=f"--class_list camvid has 11 classes, but {folder.parent.name}/tiny has 6"):
+        app.load_models([str(folder)], app.DemoArguments(device="cpu", class_list="camvid"))
+
+
+def test_chosen_examples(scene, tmp_path):
+    for name in ("b.jpg", "deep/a.png", "note.txt", "scan.tiff"):
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.open(scene).save(tmp_path / "mine" / name, "PNG" if name.endswith("txt") else None)
+    chosen = app.chosen_examples(app.DemoArguments(examples=[str(scene), str(tmp_path / "mine")]))
+    assert chosen == [str(scene), str(tmp_path / "mine" / "b.jpg"), str(tmp_path / "mine" / "deep" / "a.png")]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.png").write_bytes(scene.read_bytes()[:300])
+    for name, said in (
+        ("empty", "has no pictures"), ("missing.png", "missing.png: "), ("broken.png", "is damaged"),
+        ("mine/scan.tiff", "browsers do not show TIFF"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            app.chosen_examples(app.DemoArguments(examples=[str(tmp_path / name)]))
+    with pytest.raises(ValueError, match=r"too large: the limits are 0\.01 million"):
+        app.chosen_examples(app.DemoArguments(examples=[str(scene)], max_megapixels=0.01))
 
 
 def test_space_card():
@@ -662,7 +705,7 @@ def test_requests_that_no_page_sends_get_a_message(address, events, folder, scen
         status, _ = post(f"{address}/gradio_api/{route}", json.dumps(body).encode(), "application/json")
         assert status in (401, 403, 404), (route, status)
     data, said = ask(address, LOOK, [None], session, event_data={"index": [0, 0], "value": None})
-    assert said == [] and data[0].startswith("Pixel (0, 0): ")
+    assert said == [] and data[0].startswith("Pixel (0, 0), ")
 
 
 def test_space_for_uploads_is_bounded(address, folder, scene):
@@ -819,7 +862,8 @@ def test_page_tells_of_pixels_by_pointing_and_clicking(page, model, processor, s
     )
     assert [name for name, fill in fills if fill == "rgba(0, 0, 0, 0)"] == [f"class-{label}"]
 
-    page.get_by_role("tab", name="Sampling points").click()
+    scores = segment(model, processor, str(scene), return_scores=True).scores
+    page.get_by_role("tab", name="Scores and sampling points").click()
     assert page.inner_text("#where") == app.NOT_CLICKED
     assert page.locator("#points img").count() == 0
     image = page.wait_for_selector("#shown img")
@@ -832,9 +876,8 @@ def test_page_tells_of_pixels_by_pointing_and_clicking(page, model, processor, s
     for label in np.unique(label_map):
         y, x = (int(place[0]) for place in np.nonzero(label_map == label))
         image.click(position={"x": left + (3 * x + 1.5) * scale, "y": top + (3 * y + 1.5) * scale})
-        page.locator("#where", has_text=f"Pixel ({x}, {y}): ").wait_for()
-        said = f"Pixel ({x}, {y}): {CLASSES[label]} before refinement. A larger point counts more."
-        assert page.inner_text("#where") == said
+        page.locator("#where", has_text=f"Pixel ({x}, {y}), ").wait_for()
+        assert page.inner_text("#where") == said_of_scores(scores[:, y, x], x, y)
     page.wait_for_selector("#points img")
     points = sampling_points(model, processor, str(scene), (x, y))
     expected = figure_to_image(draw_sampling_points(str(scene), points))
@@ -902,7 +945,7 @@ def take_pictures(output_dir: str, *models: str) -> None:
         page.get_by_role("tab", name="Boundary refinement").click()
         set_steps(page, 4)
         take("refinement")
-        page.get_by_role("tab", name="Sampling points").click()
+        page.get_by_role("tab", name="Scores and sampling points").click()
         image = page.locator("#shown img")
         box = image.bounding_box()
         image.click(position={"x": 0.47 * box["width"], "y": 0.55 * box["height"]})

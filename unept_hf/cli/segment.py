@@ -234,8 +234,9 @@ def run(arguments: argparse.Namespace) -> int:
                         _segment_video(segmenter, name, files, options, palette)
                         continue
                     image, views = get_image()
-                    given = label_maps.get(name)
-                    _segment_one(segmenter, refiner, name, image, views, given, files, options, id2label, palette)
+                    _segment_one(
+                        segmenter, refiner, name, image, views, label_maps.get(name), files, options, id2label, palette
+                    )
                 # Whatever is wrong with one image, the others are still wanted.
                 except Exception as error:
                     failures += 1
@@ -362,7 +363,9 @@ def _segment_one(
     for kind, file in files.items():
         with atomic_file(file) as part:
             if kind == "label_maps":
-                label_colors = class_palette(palette, id2label, label_map) if options.palette_label_maps else None
+                label_colors = (
+                    class_palette(palette, id2label, label_map.numpy()) if options.palette_label_maps else None
+                )
                 label_map_to_image(label_map, largest + 1, label_colors).save(part)
             elif kind == "cityscapes_label_ids":
                 # The server takes no unknown pixels.
@@ -378,7 +381,9 @@ def _segment_one(
             elif kind == "overlays":
                 figures.draw_overlay(image, label_map, opacity=options.opacity, **colors).savefig(part)
             elif kind == "full_overlays":
-                overlay(image, label_map, class_palette(palette, id2label, label_map), options.opacity).save(part)
+                overlay(image, label_map, class_palette(palette, id2label, label_map.numpy()), options.opacity).save(
+                    part
+                )
             elif kind == "boundaries":
                 seen = (plain.boundary_probability, plain.direction_map, options.boundary_threshold)
                 figures.draw_boundaries(image, *seen, **shown).savefig(part)
