@@ -100,6 +100,7 @@ def test_conventions():
         ({"ohem_min_pixels": -1}, "ohem_min_pixels must be a finite number of at least 0, got -1"),
         ({"dice_loss_weight": -1}, "dice_loss_weight must be a finite number of at least 0, got -1"),
         ({"num_labels": 2, "class_colors": ["#000000"]}, "class_colors has 1 colors for 2 classes"),
+        ({"id2label": {0: "a", 1: "b"}, "class_colors": []}, "class_colors has 0 colors for 2 classes"),
         ({"num_labels": 1, "class_colors": ["red"]}, r"class_colors\[0\] is 'red': give '#rrggbb'"),
         ({"num_labels": 2, "class_colors": ["#0000ff", [0, 0, 256]]}, r"class_colors\[1\] is \[0, 0, 256\]"),
         ({"num_labels": 1, "class_colors": [[0, 0, True]]}, r"class_colors\[0\] is \[0, 0, True\]"),

@@ -263,7 +263,8 @@ def evaluate_and_report(
     results["split"] = f"a held-out share of {split}" if eval_fraction else split
     if is_main:
         # A model has the same colors in all pictures.
-        class_list.palette = getattr(model.config, "class_colors", None) or class_list.palette
+        if colors := getattr(model.config, "class_colors", None):
+            class_list.palette = colors
         save_results(results, class_list, evaluation_arguments.output_dir)
         print(results_text(results))
         print(f"\nAll metrics, settings and pictures are in {evaluation_arguments.output_dir}")

@@ -322,6 +322,7 @@ class UneptConfig(PreTrainedConfig):
             if close and name not in fields:
                 logger.warning(f"UneptConfig has no field {name!r}; did you mean {close[0]!r}?")
 
+        class_colors = None if self.class_colors is None else [_hex_color(color) for color in self.class_colors]
         if self.id2label is None and self.label2id:
             self.id2label = {index: label for label, index in self.label2id.items()}
         if self.id2label:
@@ -351,7 +352,6 @@ class UneptConfig(PreTrainedConfig):
                 )
             # from_dict of some configurations changes the dict it is given.
             self.backbone_config, _ = consolidate_backbone_kwargs_to_config(dict(self.backbone_config))
-        class_colors = None if self.class_colors is None else [_hex_color(color) for color in self.class_colors]
         super().__post_init__(**kwargs)
         self.class_colors = class_colors  # of whatever number, which is checked
 
@@ -359,11 +359,11 @@ class UneptConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict, **kwargs):
         # Overrides take part in the construction, so that contradictions are found.
         config_dict = dict(config_dict)
-        classes = ("id2label", "label2id", "num_labels", "class_colors")
+        classes = ("id2label", "label2id", "num_labels")
         count = len(config_dict.get("id2label") or {})
         if "id2label" in kwargs or "label2id" in kwargs or kwargs.get("num_labels", count) != count:
             # The file's fields of classes belong together.
-            for name in (*classes, "class_weights"):
+            for name in (*classes, "class_weights", "class_colors"):
                 config_dict.pop(name, None)
         config_dict.update({name: kwargs.pop(name) for name in (*cls.__annotations__, *classes) if name in kwargs})
         return super().from_dict(config_dict, **kwargs)
