@@ -144,7 +144,7 @@ class VideoWriter:
         name = next(name for name in ENCODERS if name in av.codecs_available and (is_even or name != "libopenh264"))
         if name == "mpeg4":
             time_base = (1 / rate).limit_denominator(_MPEG4_TICKS)
-        settings: dict[str, Any] = {"width": width, "height": height, "time_base": time_base}
+        settings: dict[str, Any] = {"width": width, "height": height}
         if name != "libx264":  # which aims at a quality, the others at a number of bits
             settings["bit_rate"] = min(round(0.2 * height * width * float(rate)), 2**30)
         elif not is_even:
@@ -152,6 +152,7 @@ class VideoWriter:
         with self._writing():
             self.container = av.open(os.fspath(path), "w")
             self.stream = self.container.add_stream(name, rate.limit_denominator(_MPEG4_TICKS), **settings)
+            self.stream.codec_context.time_base = time_base
         self.frame_from = av.VideoFrame.from_ndarray
         self.time_base, self.last = time_base, -1
 
