@@ -70,7 +70,7 @@ def segment_video(
 
     Raises:
         ImportError: without PyAV, which the extra `video` installs.
-        FileExistsError: if `label_maps` exists, or is no directory of label maps.
+        FileExistsError: if `label_maps` exists, or is not a directory of label maps.
         OSError: for a video that is missing or damaged, or cannot be written.
         ValueError: for options that cannot be used, and for an output that is the video itself.
     """
