@@ -253,4 +253,4 @@ def test_the_command(model, processor, video, tmp_path, monkeypatch, capsys):
     assert main([*arguments[:3], "--save", "areas"]) == 1
     assert "drive.MP4 is a video, of which --save can write label_maps and overlays" in capsys.readouterr().err
     assert main([*arguments[:3], "--refine_with", "model", "--output_dir", "other"]) == 1
-    assert "--refine_with, --label_maps and --unknown_below are for images; leave out drive.MP4" in capsys.readouterr().err
+    assert "and --unknown_below are for images; leave out drive.MP4" in capsys.readouterr().err
