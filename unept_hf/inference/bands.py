@@ -2,6 +2,7 @@
 """The bands of rows that bound the memory of large label maps, and boundary refinement in them."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ def refine_in_bands(
     steps: int = 1,
     inside_only: bool = False,
     *others: Tensor | None,
-) -> list[Tensor | None]:
+) -> list[Any]:
     """
     `unept_hf.model.boundary.refine_label_map` for large images: band by band, with few bytes for each pixel.
 

@@ -252,7 +252,7 @@ def segment_batch(
     return_confidence: bool = False,
     target_sizes: Sequence[tuple[int, int] | None] | None = None,
     label_maps: Sequence[Any] | None = None,
-    references: Sequence[np.ndarray] | None = None,
+    references: Sequence[Any] | None = None,
     progress: bool | None = None,
     **overrides: Any,
 ) -> list[SegmentationResult]:
@@ -282,8 +282,6 @@ def segment_batch(
     with_classes = label_maps is None
     with_boundaries = options.refine_boundaries or return_boundaries or not with_classes
     runner = WindowRunner(model, processor, options, with_boundaries, with_classes)
-    label_maps = [None] * len(images) if label_maps is None else label_maps
-    references = [None] * len(images) if references is None else references
     views = [
         make_views(processor, image, options, target_size)
         for image, target_size in zip(images, target_sizes, strict=True)
@@ -296,7 +294,9 @@ def segment_batch(
         runner.progress = bar
         return [
             segment_views(group, runner, return_scores, return_boundaries, return_confidence, label_map, reference)
-            for group, label_map, reference in zip(views, label_maps, references, strict=True)
+            for group, label_map, reference in zip(
+                views, label_maps or [None] * len(images), references or [None] * len(images), strict=True
+            )
         ]
 
 
