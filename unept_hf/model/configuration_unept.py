@@ -231,8 +231,8 @@ class UneptConfig(PreTrainedConfig):
             if kwargs.get(name) is not None:
                 backbone = kwargs.get("backbone") or "resnet50c"
                 raise ValueError(
-                    f"UneptConfig does not take {name}={kwargs[name]!r}: describe the backbone in backbone_config. For "
-                    f"a timm model, use backbone_config={{'model_type': 'timm_backbone', 'backbone': {backbone!r}, "
+                    f"UneptConfig does not take {name}={kwargs[name]!r}: describe the backbone in backbone_config, "
+                    f"for a timm model as backbone_config={{'model_type': 'timm_backbone', 'backbone': {backbone!r}, "
                     "'out_indices': [2, 3, 4]}."
                 )
         # A Hub folder's pointer to the code in it, which saving with the installed package would not write again.
