@@ -400,6 +400,7 @@ def test_folders_with_splits(folders, class_file, layout):
         load_segmentation_dataset("image_folders", "test", **options)
 
 
+@pytest.mark.floor
 def test_folders_without_splits(folders, class_file):
     options = {
         "image_dir": str(folders / "images/train"),
