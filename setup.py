@@ -1,18 +1,22 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """
-Builds the CPU kernel: plain shared libraries, one for each instruction set, that know neither Python nor torch.
+What setup.cfg cannot say: the CPU kernel, and the README as PyPI shows it.
 
-The package works without them, only slower, so a missing compiler does not stop the installation.
+The CPU kernel is plain shared libraries, one for each instruction set, that know neither Python nor torch. The package
+works without them, only slower, so a missing compiler does not stop the installation.
 """
 
 import platform
+import re
 import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 
+REPOSITORY = "https://github.com/unept-hf/unept-hf"
 SOURCE = "unept_hf/kernels/cpu/deformable_attention.cpp"
 FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 FLAGS += ["-g0"]
@@ -42,10 +46,24 @@ class BuildLibraries(build_ext):
 
 class Wheel(bdist_wheel):
     def get_tag(self):
+        # A wheel that was built without a compiler is no match for one of this platform, and must not look like it.
+        libraries = self.get_finalized_command("build_ext").get_outputs()
+        self.root_is_pure = not any(Path(library).exists() for library in libraries)
         return "py3", "none", super().get_tag()[2]
 
 
+def readme():
+    """The README with absolute links, because its files are not on PyPI."""
+    text = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
+    # The pictures come as files, other targets as pages of the repository.
+    for before, kind in ((r"(?<!!)(\[[^][]*\]\()", "blob"), (r"(!\[[^][]*\]\()", "raw")):
+        text = re.sub(before + r"(?!https?:|#)", rf"\1{REPOSITORY}/{kind}/main/", text)
+    return text
+
+
 setup(
+    long_description=readme(),
+    long_description_content_type="text/markdown",
     # Needs GCC or Clang.
     ext_modules=[]
     if sys.platform == "win32"

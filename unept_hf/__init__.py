@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from .model.configuration_unept import UneptConfig
 from .model.image_processing_pil_unept import UneptImageProcessorPil
@@ -66,8 +65,6 @@ SYNTHETIC_SCENES = str(Path(__file__).parent / "checkpoints" / "synthetic_scenes
 AutoConfig.register("unept", UneptConfig, exist_ok=True)
 AutoModel.register(UneptConfig, UneptModel, exist_ok=True)
 AutoModelForSemanticSegmentation.register(UneptConfig, UneptForSemanticSegmentation, exist_ok=True)
-# The image segmentation pipeline looks up names, and would log that a registered model is not supported.
-MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["unept"] = "UneptForSemanticSegmentation"
 AutoImageProcessor.register(
     UneptConfig,
     image_processor_classes={"torchvision": UneptImageProcessor, "pil": UneptImageProcessorPil},

@@ -427,6 +427,7 @@ def test_joined_splits_of_folders(folders, class_file, streaming):
         load_segmentation_dataset("image_folders", "train+val", **options)
 
 
+@pytest.mark.floor
 def test_folders_without_splits(folders, class_file):
     options = {
         "image_dir": str(folders / "images/train"),

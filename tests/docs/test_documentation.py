@@ -39,6 +39,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     *sorted(ROOT.glob("*.md")),
     *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("docs/upstream/*.md")),
     *sorted(ROOT.glob("examples/*/README.md")),
     *sorted(ROOT.glob("kernel_hub/*.md")),
 ]
@@ -171,7 +172,8 @@ def errors_of(folder: Path, names: list[str]) -> dict[str, "str | None"]:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-WITH_PYTHON = [name_of(page) for page in PAGES if page.parent in (ROOT, ROOT / "docs") and python_blocks(page)]
+HAVE_PYTHON = (ROOT, ROOT / "docs", ROOT / "docs" / "upstream")
+WITH_PYTHON = [name_of(page) for page in PAGES if page.parent in HAVE_PYTHON and python_blocks(page)]
 
 
 @pytest.fixture(scope="module")

@@ -497,8 +497,13 @@ def test_command_with_options_after_the_file(folders, tmp_path, monkeypatch, wri
 def test_a_share_that_a_training_has_held_out(model, processor, data, tmp_path, monkeypatch):
     """The same images that the trainer's split leaves out, in the colors of the model."""
     dataset, class_list = data
-    drawn = []
-    monkeypatch.setattr(report, "draw_samples", lambda samples, palette, figure: drawn.append(palette))
+    drawn, draw_samples = [], report.draw_samples
+
+    def note(samples, palette, *others):
+        drawn.append(palette)
+        return draw_samples(samples, palette, *others)
+
+    monkeypatch.setattr(report, "draw_samples", note)
     monkeypatch.setattr(model.config, "class_colors", ["#0102fa"] * len(class_list))
     dataset.save_to_disk(tmp_path / "data")
     (tmp_path / "classes.json").write_text(json.dumps(list(class_list.label2id)))
@@ -509,7 +514,7 @@ def test_a_share_that_a_training_has_held_out(model, processor, data, tmp_path, 
     expected = dataset.train_test_split(0.4, seed=5)["test"]
     numbers_of = [name.removeprefix("validation-") for name in expected["name"]]
     assert [sample["name"].removeprefix("train-") for sample in results["samples"]] == numbers_of
-    assert len(expected) == 2 and drawn == [model.config.class_colors]
+    assert len(expected) == 2 and drawn == [model.config.class_colors] * 2
     assert_same(results, evaluate_model(model, processor, expected, class_list, progress=False))
     assert json.loads((tmp_path / "results" / "results.json").read_text())["model"] == "a model"
     assert (arguments.eval_split, EvaluationDataArguments(**source).eval_split) == ("train", "validation")

@@ -47,6 +47,7 @@ def blobs(seed, size, classes, ignored=0.1):
 
 
 class TestMeanIou:
+    @pytest.mark.floor
     def test_recorded_example_of_evaluate(self):
         """The example in the documentation of `evaluate`'s mean_iou, with its result."""
         predictions = [

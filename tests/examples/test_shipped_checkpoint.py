@@ -35,6 +35,7 @@ def test_it_is_small_and_complete(checkpoint, class_list, megabytes):
         assert "auto_map" not in json.loads((folder / name).read_text())
 
 
+@pytest.mark.floor
 def test_pipeline_sees_a_street():
     segmenter = pipeline("image-segmentation", model=STREET_PHOTOS)
     masks = {segment["label"]: np.array(segment["mask"]) > 0 for segment in segmenter(str(STREET))}

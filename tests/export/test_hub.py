@@ -122,6 +122,8 @@ def test_loads_without_the_package(model, image_processor, tmp_path):
     command = [sys.executable, "-c", REMOTE_SCRIPT]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+    assert "is not supported for image-segmentation" not in result.stderr
+    assert "many times slower" in result.stderr and "pip install unept-hf" in result.stderr
 
 
 def test_loads_as_the_classes_of_the_package_where_that_is_imported(model, image_processor, tmp_path):

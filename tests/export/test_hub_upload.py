@@ -436,6 +436,19 @@ def test_other_facts_of_a_card_show_no_private_path():
     assert "# mine\n" in card and "(mine.png)" in card and "secret" not in card
 
 
+def test_the_metadata_names_what_is_on_the_hub(tmp_path, monkeypatch):
+    options = {"dataset_name": "somebody/scenes", "model_name_or_path": "somebody/my-unept"}
+    data = ModelCard(default_model_card("mine", 5, training_options=options)).data
+    assert (data.datasets, data.base_model) == (["somebody/scenes"], "somebody/my-unept")
+    # The same words for folders of this machine, and names that are not on the Hub.
+    monkeypatch.chdir(tmp_path)
+    for name in options.values():
+        (tmp_path / name).mkdir(parents=True)
+    for others in (options, {"dataset_name": "camvid", "model_name_or_path": "runs/a/model"}, {}):
+        data = ModelCard(default_model_card("mine", 5, training_options=others)).data
+        assert (data.datasets, data.base_model) == (None, None)
+
+
 def test_options_that_are_no_paths_are_shown():
     options = {
         "dataset_name": "somebody/scenes",

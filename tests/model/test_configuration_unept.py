@@ -89,6 +89,11 @@ def test_conventions():
         ({"backbone_config": {"model_type": "resnett"}}, "resnett"),
         ({"backbone_config": {"model_type": "bert"}}, "is not a backbone"),
         ({"use_pretrained_backbone": True}, "load_pretrained_backbone"),
+        (
+            {"backbone": "resnet18", "use_timm_backbone": True},
+            "backbone='resnet18': .* backbone_config={'model_type': 'timm_backbone', 'backbone': 'resnet18'",
+        ),
+        ({"use_timm_backbone": True}, "does not take use_timm_backbone=True"),
         ({"num_labels": 0}, "num_labels must be at least 1, got 0"),
         ({"boundary_loss_weight": -3.0}, "boundary_loss_weight must be a finite number of at least 0, got -3.0"),
         ({"direction_loss_weight": float("nan")}, "direction_loss_weight must be a finite number"),

@@ -207,6 +207,7 @@ def test_class_areas():
             class_areas(fractions)
 
 
+@pytest.mark.floor
 def test_overlay_with_legend(scene):
     image, label_map = scene
     figure = draw_overlay(image, label_map, NAMES, PALETTE, title="a scene")

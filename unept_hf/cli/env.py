@@ -125,5 +125,7 @@ def _environment() -> dict[str, dict[str, str]]:
             backends[f"chosen on {device}"] = chosen_backend(device)
         except RuntimeError as error:  # UNEPT_ATTENTION_BACKEND names a backend that does not run
             backends[f"chosen on {device}"] = str(error)
+    if library := attention._KERNELS["cpu"]._library:
+        backends["library of the cpu backend"] = Path(library._name).name
     variables = {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)}
     return {"versions": versions, "machine": machine, "deformable attention": backends, "variables": variables}

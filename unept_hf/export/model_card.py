@@ -64,6 +64,11 @@ def is_private(value: Any) -> bool:
     return _looks_like_path(value) or (isinstance(value, str) and os.path.exists(value))
 
 
+def _is_on_the_hub(name: Any) -> bool:
+    """Whether a name may be that of a repository, `owner/name`."""
+    return isinstance(name, str) and name.count("/") == 1 and not is_private(name)
+
+
 def _without_private(value: Any) -> Any:
     """A value without private values, at any depth, and without the options that name directories."""
     if isinstance(value, Mapping):
@@ -118,9 +123,11 @@ def default_model_card(
         num_labels: Number of classes.
         license: The license of the weights, as the Hub spells it; `None` states none. The code is under Apache 2.0.
         backbone: The backbone and its weights before the training, as `describe_backbone` describes them.
-        dataset: The data set of the training, which the metadata names if it is one of the Hub.
+        dataset: The data set of the training, which the metadata names if it is on the Hub. `None` stands for the
+            `dataset_name` of `training_options`.
         training: Sentences on the training, which are published unchanged.
-        training_options: The options of the training.
+        training_options: The options of the training. The metadata names the model that it started from
+            (`model_name_or_path`) if it is on the Hub.
         evaluation: The result of `evaluate_model`, or the content of `results.json`, with the name of the data set
             under "dataset". Its metrics go into a table, and into the metadata that the Hub shows.
         picture: The name of a file beside the card that shows predictions.
@@ -131,7 +138,9 @@ def default_model_card(
     name = str(name)
     if _looks_like_path(name):
         name = re.split(r"[/\\:]", name.rstrip("/\\"))[-1]
+    dataset = dataset or (training_options or {}).get("dataset_name")
     title = None if dataset is None else dataset_title(dataset)
+    base_model = (training_options or {}).get("model_name_or_path")
     results = None if evaluation is None else _evaluation_results(evaluation)
     if training_options is not None:
         training_options = yaml.safe_dump(_without_private(training_options), sort_keys=False, allow_unicode=True)
@@ -142,7 +151,8 @@ def default_model_card(
         tags=["semantic-segmentation", "unept"],
         model_name=None if results is None else name,
         eval_results=results,
-        datasets=[title] if title is not None and title.count("/") == 1 else None,
+        datasets=[title] if _is_on_the_hub(title) else None,
+        base_model=base_model if _is_on_the_hub(base_model) else None,
     )
     card = ModelCard.from_template(
         data,

@@ -312,6 +312,15 @@ class UneptConfig(PreTrainedConfig):
                 "conventions is not a field of the configuration, because it stands for several fields: use "
                 "UneptConfig.from_preset(name, conventions=...)."
             )
+        # Other models of transformers take these in place of backbone_config.
+        for name in ("backbone", "use_timm_backbone", "backbone_kwargs"):
+            if kwargs.get(name) is not None:
+                backbone = kwargs.get("backbone") or "resnet50c"
+                raise ValueError(
+                    f"UneptConfig does not take {name}={kwargs[name]!r}: describe the backbone in backbone_config, "
+                    f"for a timm model as backbone_config={{'model_type': 'timm_backbone', 'backbone': {backbone!r}, "
+                    "'out_indices': [2, 3, 4]}."
+                )
         # A Hub folder's pointer to the code in it, which saving with the installed package would not write again.
         if __name__.startswith("unept_hf."):
             kwargs.pop("auto_map", None)

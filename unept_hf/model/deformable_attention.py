@@ -93,7 +93,7 @@ def _why_not(name: str, *arguments) -> str | None:
     if name not in ("cpu", "triton"):
         return "it is none of auto, torch, cpu, triton"
     if not _KERNELS:
-        return "the package unept-hf is not installed"
+        return "the package unept-hf is not installed (pip install unept-hf)"
     return _KERNELS[name].why_not(*arguments)
 
 

@@ -22,6 +22,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.models.siglip.modeling_siglip import eager_attention_forward
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
@@ -50,6 +51,10 @@ from .loss_unept import segmentation_loss
 __all__ = ["UneptForSemanticSegmentation", "UneptModel", "UneptPreTrainedModel"]
 
 logger = logging.get_logger(__name__)
+
+# The image segmentation pipeline looks up names, and would log that the model is not supported. This file travels with
+# a checkpoint, and so does the name.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["unept"] = "UneptForSemanticSegmentation"
 
 SpatialShapes: TypeAlias = list[tuple[int, int]]
 # Attention weights and sampling locations, or None where nobody asked for them.

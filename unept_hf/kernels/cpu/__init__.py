@@ -7,6 +7,7 @@ float32 and bfloat16 are stored, float32 is computed. Results do not depend on t
 
 import ctypes
 import os
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -20,6 +21,13 @@ ABI_VERSION = 1
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 # torch's name of the processor's instruction sets -> the libraries that it can run, best first.
 _LIBRARIES = {"AVX512": ("avx512", "avx2", "plain"), "AVX2": ("avx2", "plain")}
+# Without these options, pip takes the wheel that it kept when there was no compiler.
+_REMEDY = (
+    "install a C++ compiler (GCC or Clang), and then unept-hf again, with `pip install --no-cache-dir "
+    "--force-reinstall --no-deps --no-binary unept-hf unept-hf`, or in a clone with `pip install --no-deps -e .`"
+)
+if sys.platform == "win32":
+    _REMEDY = "it needs Linux or macOS, so run Python in the Windows Subsystem for Linux"
 
 
 class Problem(ctypes.Structure):
@@ -57,7 +65,7 @@ def _load_library() -> tuple[ctypes.CDLL | None, str | None]:
         if library.unept_abi_version() == ABI_VERSION:
             return library, None
         problems.append(f"{path.name} was built from another version")
-    return None, f"{', '.join(problems)}: install unept-hf again where there is a C++ compiler (GCC or Clang)"
+    return None, f"{', '.join(problems)}: {_REMEDY}"
 
 
 # Loaded here, because a graph that is being compiled cannot load anything.
