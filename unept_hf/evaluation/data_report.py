@@ -21,8 +21,7 @@ from ..data.segmentation_datasets import load_segmentation_dataset
 from ..data.statistics import read_contents
 from ..files import atomic_file
 from ..model.image_preprocessing import resize_label_map
-from ..visualization.figures import draw_samples
-from ..visualization.overlay import shown_size
+from ..visualization.overlay import color_label_map, shown_size
 from .arguments import DataReportArguments
 
 
@@ -57,7 +56,8 @@ def inspect_split(
         width and the number of images of that size, the most frequent first), `unlabeled_share` of all pixels,
         `classes` (for each class its `name`, `pixels`, `share` of the labeled pixels, `images` that show it and
         `image_share` among the usable images), `problems` (for each example that cannot be used its `name`, the `kind`
-        of problem and the `message`), and `samples` as `draw_samples` takes them. Shares of nothing are `None`.
+        of problem and the `message`), and `samples` (`name`, `image` and `reference` of each). Shares of nothing are
+        `None`.
     """
     total = len(dataset) if isinstance(dataset, datasets.Dataset) else None
     count = min(total, max_images or total) if total is not None else num_samples
@@ -248,7 +248,12 @@ def data_figure(contents: dict[str, dict[str, Any]], class_list: ClassList) -> F
         columns = parts[1].subfigures(1, len(drawn), squeeze=False)[0]
         for column, (split, samples) in zip(columns, drawn):
             column.suptitle(f"{split} (unlabeled pixels are black)", fontsize=10, parse_math=False)
-            draw_samples(samples, class_list.palette, column)
+            for row, sample in zip(column.subplots(len(samples), 2, squeeze=False), samples):
+                mask = color_label_map(sample["reference"], class_list.palette, unlabeled=(0, 0, 0))
+                for axis, pixels, title in zip(row, (sample["image"], mask), (sample["name"], "mask")):
+                    axis.imshow(pixels)
+                    axis.set_title(title, fontsize=8, parse_math=False)
+                    axis.set_axis_off()
     return figure
 
 
