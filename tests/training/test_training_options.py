@@ -15,6 +15,9 @@ from transformers import ResNetConfig
 
 from unept_hf import UneptConfig, UneptForSemanticSegmentation
 from unept_hf.data.class_lists import available_class_lists, class_list_from_data, load_class_list
+from unept_hf.data.label_maps import decode_example
+from unept_hf.data.segmentation_datasets import load_segmentation_dataset
+from unept_hf.data.statistics import class_weights
 from unept_hf.model.configuration_unept import CONVENTIONS
 from unept_hf.training import building
 from unept_hf.training.arguments import RunArguments, TrainingModelArguments, common_splits, parse_arguments
@@ -407,3 +410,21 @@ def test_layers_that_timm_does_not_name():
     assert rates_of(backbone, layer_decay=1.0)
     with pytest.raises(ValueError, match=r"layer_decay needs the layers .* does not say which layer .* of resnet"):
         rates_of(backbone, layer_decay=0.8)
+
+
+def test_class_weighting(tmp_path):
+    options = {"class_weighting": "inverse_log", "max_steps": 1, "evaluate": False, "num_synthetic_scenes": 4}
+    run(tmp_path, **options)
+    weights = UneptForSemanticSegmentation.from_pretrained(tmp_path / "model").config.class_weights
+    scenes, classes = load_segmentation_dataset("synthetic", num_synthetic_scenes=4, synthetic_scene_size=32)
+    pixels = sum(np.bincount(decode_example(one, classes)[1].ravel(), minlength=256)[: len(classes)] for one in scenes)
+    np.testing.assert_allclose(weights, 1 / np.log(1.02 + pixels / pixels.sum()))
+    with pytest.raises(ValueError, match="exclude each other"):
+        run(tmp_path / "both", **options, config_overrides={**TINY_MODEL, "class_weights": [1.0] * len(classes)})
+
+
+def test_median_frequency():
+    """Shares in the images that show a class: 12 of 20, 7 of 20, 1 of 10."""
+    pixels = np.array([[6, 4, 0, 0], [6, 3, 1, 0]])
+    assert class_weights(pixels, "median_frequency") == pytest.approx([0.35 / 0.6, 1, 3.5, 0])
+    assert class_weights(0 * pixels, "median_frequency") == [0] * 4

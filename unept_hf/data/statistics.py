@@ -17,7 +17,7 @@ from .class_lists import ClassList
 from .label_maps import decode_example, decode_mask
 
 
-__all__ = ["ExampleContent", "class_pixels", "classes_of_masks", "read_contents"]
+__all__ = ["ExampleContent", "class_pixels", "class_weights", "pixels_of_masks", "read_contents"]
 
 Result = TypeVar("Result")
 
@@ -80,20 +80,44 @@ def read_contents(
     yield from _in_threads(functools.partial(_read, class_list=class_list), rows, total, progress, description)
 
 
-def classes_of_masks(dataset: datasets.Dataset, class_list: ClassList, progress: bool = True) -> np.ndarray:
+def pixels_of_masks(dataset: datasets.Dataset, class_list: ClassList, progress: bool = True) -> np.ndarray:
     """
-    Which classes each mask of a data set shows. Reads all masks, several at a time, and no images.
+    How many pixels of each class each mask of a data set has. Reads all masks, several at a time, and no images.
 
     Returns:
-        bool `(examples, classes)`.
+        int64 `(examples, classes)`.
 
     Raises:
         ExampleError: for a mask that cannot be used.
     """
     masks = dataset.select_columns(["label", "name"])
-    shows = functools.partial(_classes_shown, class_list=class_list)
-    found = list(_in_threads(shows, masks, len(masks), progress, "Counting classes"))
-    return np.array(found, dtype=bool).reshape(len(masks), len(class_list))
+    pixels = functools.partial(_pixels_of_mask, class_list=class_list)
+    found = list(_in_threads(pixels, masks, len(masks), progress, "Counting classes"))
+    return np.array(found, dtype=np.int64).reshape(len(masks), len(class_list))
+
+
+def class_weights(pixels: np.ndarray, rule: str) -> list[float]:
+    """
+    Weights that raise rare classes in the loss.
+
+    Args:
+        pixels: as `pixels_of_masks` returns them.
+        rule: "median_frequency": `median(f) / f[c]`, with the share `f[c]` of a class in the images that show it
+            (Eigen and Fergus, "Predicting Depth, Surface Normals and Semantic Labels with a Common Multi-Scale
+            Convolutional Architecture", section 6.3.2); or "inverse_log": `1 / ln(1.02 + p[c])`, with its share `p[c]`
+            of all labeled pixels (Paszke et al., "ENet: A Deep Neural Network Architecture for Real-Time Semantic
+            Segmentation", section 5.2).
+
+    Returns:
+        One weight for each class. A class without pixels has weight 0 by the first rule.
+    """
+    of_class = pixels.sum(0)
+    if rule == "inverse_log":
+        return [float(weight) for weight in 1 / np.log(1.02 + of_class / max(of_class.sum(), 1))]
+    in_images = ((pixels > 0) * pixels.sum(1, keepdims=True)).sum(0)
+    frequency = of_class / np.maximum(in_images, 1)
+    median = np.median(frequency[of_class > 0]) if of_class.any() else 0.0
+    return [float(weight) for weight in np.divide(median, frequency, out=np.zeros(len(frequency)), where=of_class > 0)]
 
 
 def _in_threads(
@@ -123,5 +147,5 @@ def _read(row: dict[str, Any], class_list: ClassList) -> tuple[dict[str, Any], E
     return row, ExampleContent(row["name"], (height, width), pixels, label_map.size - int(pixels.sum()))
 
 
-def _classes_shown(row: dict[str, Any], class_list: ClassList) -> np.ndarray:
-    return class_pixels(decode_mask(row, class_list)[0], class_list) > 0
+def _pixels_of_mask(row: dict[str, Any], class_list: ClassList) -> np.ndarray:
+    return class_pixels(decode_mask(row, class_list)[0], class_list)

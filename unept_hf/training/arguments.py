@@ -129,6 +129,11 @@ class TrainingDataArguments(DatasetArguments):
     photometric_strength: float = option(1.0, "How strongly, as a factor on the ranges of the paper.")
     rotation_degrees: float = option(0.0, "Rotate by up to this angle in both directions, before the crop.")
     blur_probability: float = option(0.0, "Probability of a Gaussian blur, with a sigma of 0.1 to 2 pixels.")
+    class_weighting: str = option(
+        "none",
+        "Weights of the classes in the loss, from their pixels in the training set.",
+        choices=["none", "median_frequency", "inverse_log"],
+    )
     class_balanced_sampling: float = option(
         0.0,
         "Show images of rare classes more often: the share of the images below which a class counts as rare "
@@ -149,6 +154,11 @@ class TrainingDataArguments(DatasetArguments):
             and f"class_balanced_sampling must lie in [0, 1], got {self.class_balanced_sampling}.",
             bool(self.class_balanced_sampling and self.streaming)
             and "class_balanced_sampling must read all masks first, which a stream cannot: do without one of them.",
+            self.class_weighting not in ("none", "median_frequency", "inverse_log")
+            and f"class_weighting must be none, median_frequency or inverse_log, got {self.class_weighting!r}.",
+            self.class_weighting != "none"
+            and self.streaming
+            and "class_weighting must read all masks first, which a stream cannot: do without one of them.",
             self.crop_size < 1
             and f"crop_size must be a multiple of the model's stride such as 480, got {self.crop_size}.",
             *(

@@ -68,7 +68,7 @@ def repeat_factors(shows_class: np.ndarray, threshold: float) -> Tensor:
     factor of its classes, and 1 without any.
 
     Args:
-        shows_class: bool `(examples, classes)`, see `classes_of_masks`.
+        shows_class: bool `(examples, classes)`: which classes the mask of each example has.
         threshold: The share of the examples below which a class is rare.
 
     Returns:

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data.augmentation import TrainingAugmentation
-from ..data.statistics import classes_of_masks
+from ..data.statistics import class_weights, pixels_of_masks
 from ..evaluation.evaluate import evaluate_model
 from ..export.hub import save_for_hub
 from ..export.model_card import (
@@ -96,6 +96,7 @@ class SegmentationTrainer:
         # Dropout draws other numbers in each process.
         set_seed(run_args.seed, device_specific=True)
         self.config = model.config
+        self._set_class_weights()
         if self.config.decoder_self_attention == "batch" and self.piece_size != 2:
             logger.warning(
                 f"With decoder_self_attention='batch', the {self.piece_size} crop(s) that a process takes at once "
@@ -338,7 +339,7 @@ class SegmentationTrainer:
                 seed=run_args.seed,
                 first_step=self.step,
                 accumulation_steps=run_args.gradient_accumulation_steps,
-                repeat_factors=self._repeat_factors(self.train_set),
+                repeat_factors=self._repeat_factors(),
                 **processes,
             )
             batches = {"batch_sampler": order}
@@ -353,21 +354,35 @@ class SegmentationTrainer:
         )
         return iter(loader)
 
-    def _repeat_factors(self, train_set: datasets.Dataset) -> torch.Tensor | None:
+    def _pixels_of_masks(self) -> np.ndarray:
+        """Pixels of each class in each mask of the training set, which the first process counts."""
+        pixels = None
+        with main_process_leads(self.accelerator):
+            if self.accelerator.is_main_process:
+                pixels = pixels_of_masks(self.train_set, self.class_list, progress=not self.run_args.disable_tqdm)
+        return broadcast_object_list([pixels])[0]
+
+    def _set_class_weights(self) -> None:
+        if (rule := self.data_args.class_weighting) == "none":
+            return
+        refuse(
+            "class_weights" in (self.model_args.config_overrides or {})
+            and "class_weighting and the class_weights of config_overrides exclude each other: drop one."
+        )
+        self.config.class_weights = class_weights(self._pixels_of_masks(), rule)
+        weights = zip(self.class_list.id2label.values(), self.config.class_weights)
+        logger.info(f"Class weights: {', '.join(f'{name} {weight:.2f}' for name, weight in weights)}.")
+
+    def _repeat_factors(self) -> torch.Tensor | None:
         """How often the examples come, from their masks alone: after a resume the same as before."""
         if not self.data_args.class_balanced_sampling:
             return None
-        factors = None
-        with main_process_leads(self.accelerator):
-            if self.accelerator.is_main_process:
-                progress = not self.run_args.disable_tqdm
-                shown = classes_of_masks(train_set, self.class_list, progress)
-                factors = repeat_factors(shown, self.data_args.class_balanced_sampling)
-                logger.info(
-                    f"Class-balanced sampling: {int((factors > 1).sum())} of {len(factors)} images come more often, "
-                    f"at most {factors.max():.1f} times."
-                )
-        return broadcast_object_list([factors])[0]
+        factors = repeat_factors(self._pixels_of_masks() > 0, self.data_args.class_balanced_sampling)
+        logger.info(
+            f"Class-balanced sampling: {int((factors > 1).sum())} of {len(factors)} images come more often, "
+            f"at most {factors.max():.1f} times."
+        )
+        return factors
 
     def draw_crops(self) -> None:
         """Writes a picture of the crops of the next step with their masks, as the model gets them."""
