@@ -151,7 +151,7 @@ def default_model_card(
         tags=["semantic-segmentation", "unept"],
         model_name=None if results is None else name,
         eval_results=results,
-        datasets=[title] if _is_on_the_hub(title) else None,
+        datasets=[title] if title is not None and _is_on_the_hub(title) else None,
         base_model=base_model if _is_on_the_hub(base_model) else None,
     )
     card = ModelCard.from_template(
