@@ -38,6 +38,7 @@ from unept_hf.arguments import HubArguments
 from unept_hf.cli.command_line import choose_device, load_model
 from unept_hf.cli.segment import files_below
 from unept_hf.data.class_lists import load_class_list
+from unept_hf.inference.optimize import optimize_for_inference
 from unept_hf.inference.options import PredictionOptions
 from unept_hf.inference.scores_at import scores_at
 from unept_hf.inference.segment import SegmentationResult, segment
@@ -751,6 +752,8 @@ def load_models(names: list[str], arguments: DemoArguments) -> dict[str, tuple]:
                     f"{model.config.num_labels}."
                 )
             model.config.class_colors = classes.palette
+        if model.config.model_type == "unept":
+            optimize_for_inference(model.to(device))
         models[short] = model.to(device), processor
     return models
 

@@ -188,6 +188,7 @@ def run(arguments: argparse.Namespace) -> int:
         report(*problem)
     failures, start = len(problems), time.perf_counter()
     if tasks:
+        from ..inference.optimize import optimize_for_inference
         from ..inference.segment import check_boundary_heads
 
         classes, device = None, choose_device(arguments.device)
@@ -201,6 +202,8 @@ def run(arguments: argparse.Namespace) -> int:
             model.to(device)
             with usage_errors(arguments):
                 options.check_model(model)
+            if model.config.model_type == "unept":
+                optimize_for_inference(model)
         num_labels = segmenter[0].config.num_labels
         if options.palette_label_maps and num_labels > 256 and options.label_maps is None:
             raise ValueError(
