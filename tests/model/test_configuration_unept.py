@@ -138,6 +138,11 @@ def test_class_weights_belong_to_the_classes():
     assert UneptConfig.from_dict(saved).class_weights == [1, 2]
     assert UneptConfig.from_dict(saved, num_labels=3).class_weights is None
     assert UneptConfig.from_dict(saved, num_labels=3, class_weights=[1, 2, 3]).class_weights == [1, 2, 3]
+    config = UneptConfig.from_dict(saved)
+    config.num_labels = 3
+    assert config.class_weights is None
+    config.class_colors = [[0, 0, 255]] * 3
+    assert config.class_colors == ["#0000ff"] * 3
 
 
 def test_a_misspelt_field_is_pointed_out(caplog):

@@ -295,10 +295,14 @@ class UneptConfig(PreTrainedConfig):
     class_colors: list[Any] | tuple[Any, ...] | None = None
 
     def __setattr__(self, name, value):
+        if name == "class_colors" and value is not None:
+            value = [_hex_color(color) for color in value]
         super().__setattr__(name, value)
-        # As `config.num_labels = 19` does before a fine-tuning: the colors were those of the classes before.
-        if name == "id2label" and self.class_colors is not None and len(self.class_colors) != len(value or ()):
-            super().__setattr__("class_colors", None)
+        if name == "id2label":
+            # As `config.num_labels = 19` does before a fine-tuning: colors and weights were those of other classes.
+            for field in ("class_colors", "class_weights"):
+                if (values := getattr(self, field)) is not None and len(values) != len(value or ()):
+                    super().__setattr__(field, None)
 
     def __post_init__(self, **kwargs):
         if "use_pretrained_backbone" in kwargs:
@@ -331,7 +335,7 @@ class UneptConfig(PreTrainedConfig):
             if close and name not in fields:
                 logger.warning(f"UneptConfig has no field {name!r}; did you mean {close[0]!r}?")
 
-        class_colors = None if self.class_colors is None else [_hex_color(color) for color in self.class_colors]
+        class_colors, class_weights = self.class_colors, self.class_weights
         if self.id2label is None and self.label2id:
             self.id2label = {index: label for label, index in self.label2id.items()}
         if self.id2label:
@@ -362,7 +366,7 @@ class UneptConfig(PreTrainedConfig):
             # from_dict of some configurations changes the dict it is given.
             self.backbone_config, _ = consolidate_backbone_kwargs_to_config(dict(self.backbone_config))
         super().__post_init__(**kwargs)
-        self.class_colors = class_colors  # of whatever number, which is checked
+        self.class_colors, self.class_weights = class_colors, class_weights  # of whatever number, which is checked
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
