@@ -84,6 +84,9 @@ def test_files_of_classes(tmp_path):
     write_pairs(tmp_path, "images", "masks")
     (tmp_path / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, cat\n2, dog\n")
     assert load(find_dataset(tmp_path, progress=False), tmp_path)[1].label2id == {"background": 0, "cat": 1, "dog": 2}
+    (tmp_path / "_classes.csv").write_text("Pixel Value, Class\n0, background\n2, dog\n")
+    found = find_dataset(tmp_path, progress=False)
+    assert found.class_list["label_id_to_train_id"] == {"0": 0, "2": 1, "255": 255}
     (tmp_path / "labels.txt").write_text("sky\ncat\n\ndog\n")
     assert load(find_dataset(tmp_path, progress=False), tmp_path)[1].label2id == {"sky": 0, "cat": 1, "dog": 2}
     (tmp_path / "classes.json").write_text('["a", "b", "c"]')
@@ -93,7 +96,37 @@ def test_files_of_classes(tmp_path):
     assert find_dataset(tmp_path, progress=False, class_list="ade20k").options["class_list"] == "ade20k"
 
 
+def test_classes_that_only_evaluation_shows(tmp_path):
+    write_pairs(tmp_path, "images/train", "masks/train", IDS // 2 * 0)
+    write_pairs(tmp_path, "images/val", "masks/val", np.where(IDS == 255, 3, IDS), names=("d",))
+    found = find_dataset(tmp_path, progress=False)
+    assert found.class_list["classes"] == ["class 0", "class 1", "class 2", "class 3"]
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    write_pairs(tmp_path, "images", "masks")
+    (tmp_path / "masks" / "b.png").write_bytes(b"no picture")
+    with pytest.raises(OSError, match=r"b\.png"):
+        find_dataset(tmp_path, progress=False)
+    assert find_dataset(tmp_path, progress=False, skip_unreadable=True).class_list["classes"][2] == "class 2"
+    (tmp_path / "labels.txt").write_bytes("Straße".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"labels\.txt must have .* in UTF-8"):
+        find_dataset(tmp_path, progress=False)
+
+
+def test_masks_that_were_resized_smoothly(tmp_path):
+    smooth = PIL.Image.fromarray(IDS // 255 * 200).resize((480, 320), PIL.Image.Resampling.BICUBIC)
+    write_pairs(tmp_path, "images", "masks", np.asarray(smooth))
+    with pytest.raises(ValueError, match="different values with gaps"):
+        find_dataset(tmp_path, progress=False)
+    one_bit = tmp_path / "one_bit"
+    write_pairs(one_bit, "images", "masks", IDS == 255)
+    assert find_dataset(one_bit, progress=False).class_list["classes"] == ["class 0", "class 1"]
+
+
 def test_what_is_not_a_data_set(tmp_path):
+    with pytest.raises(ValueError, match="There is no directory"):
+        find_dataset(tmp_path / "nowhere", progress=False)
     with pytest.raises(ValueError, match=r"No images with masks .* set image_dir, label_dir"):
         find_dataset(tmp_path, progress=False)
     noise = np.random.default_rng(0).integers(0, 255, (32, 48, 3), np.uint8)

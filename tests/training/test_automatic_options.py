@@ -57,6 +57,16 @@ def test_a_directory_alone(photos, caplog):
     assert (data_args.crop_size, run_args.max_steps) == (128, 7)
 
 
+def test_options_of_other_data(photos):
+    parse_arguments(["--data_dir", "photos", "--disable_tqdm"])
+    photos.rename("elsewhere")
+    with pytest.raises(ValueError, match=r"runs/photos/options\.yaml has the options of other data, photos"):
+        parse_arguments(["--data_dir", "elsewhere", "--output_dir", "runs/photos"])
+    with pytest.raises(ValueError, match="no_such_list"):
+        parse_arguments(["--data_dir", "elsewhere", "--class_list", "no_such_list"])
+    assert not (photos.parent / "runs" / "elsewhere").exists()
+
+
 def test_choices_fit_the_machine(monkeypatch):
     found = automatic.FoundDataset({"dataset_name": "image_folders"}, None, 1000, 100, (1080, 1920), [])
     for free, pieces in ((64e9, 1), (8e9, 8), (1e9, 16)):
@@ -89,12 +99,12 @@ def test_dry_run(photos):
 
 def test_learning_rate_range(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        main(arguments(tmp_path, max_steps=60, lr_range_test=True))
+        main(arguments(tmp_path, max_steps=4, lr_range_test=True, warmup_steps=2))
     assert "The loss is lowest at a learning rate of" in caplog.text
     rows = np.genfromtxt(tmp_path / "learning_rate_range.csv", delimiter=",", names=True)
     rates, losses = rows["learning_rate"], rows["loss"]
     assert rates[0] == pytest.approx(1e-6)
-    np.testing.assert_allclose(rates[1:] / rates[:-1], 1e5 ** (1 / 59))
+    np.testing.assert_allclose(rates[1:] / rates[:-1], 1e5 ** (1 / 99))
     assert rows["smoothed_loss"][1] == pytest.approx((0.9 * losses[0] + losses[1]) / 1.9)
     assert PIL.Image.open(tmp_path / "learning_rate_range.png").width > 500
     assert not (tmp_path / "model").exists() and not list(tmp_path.glob("checkpoint-*"))

@@ -126,10 +126,20 @@ def _coco_images(coco: Any, names: dict[int, str], source: Path, image_dir: Path
                 f"Annotation {annotation['id']} of {source} has category {annotation.get('category_id')}, which the "
                 "file does not list."
             )
+        if annotation.get("image_id") not in coco.imgs:
+            raise ValueError(
+                f"Annotation {annotation['id']} of {source} is of image {annotation.get('image_id')!r}, which the "
+                "file does not list."
+            )
     images = []
     for index, image in coco.imgs.items():
         file, place = _within(folder, folder, image["file_name"], source)
-        size = (int(image["height"]), int(image["width"]))
+        size = (image["height"], image["width"])
+        if not all(type(side) is int and side > 0 for side in size):
+            raise ValueError(
+                f"Image {image['file_name']} of {source} has height {size[0]!r} and width {size[1]!r}: both must be "
+                "positive integers."
+            )
         images.append(AnnotatedImage(file, place, size, partial(_coco_regions, coco, index, names, source)))
     return images
 

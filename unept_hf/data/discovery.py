@@ -67,21 +67,29 @@ class FoundDataset:
     findings: list[str]
 
 
-def find_dataset(data_dir: str | os.PathLike, progress: bool = True, **given: str | None) -> FoundDataset:
+def find_dataset(
+    data_dir: str | os.PathLike, progress: bool = True, skip_unreadable: bool = False, **given: str | None
+) -> FoundDataset:
     """
     Looks for the layout of a known data set or for folders of images and masks; for a file of classes, or else for
     the values and colors in the masks; and for the sizes of images.
 
     Args:
         data_dir: The directory.
-        progress: Whether to show progress bars.
+        progress: Whether to show progress bars on a terminal.
+        skip_unreadable: Whether to pass over files that cannot be read.
         given: What is known already: `image_dir` and `label_dir`, `label_suffix`, `class_list`.
 
     Raises:
-        ValueError: when no layout fits; when the masks have more colors than could be classes; for broken files.
+        ValueError: when no layout fits; when the masks have more colors or values than could be classes.
+        OSError: for files that cannot be read.
     """
     data_dir = Path(data_dir).expanduser()
+    if not data_dir.is_dir():
+        raise ValueError(f"There is no directory {data_dir}: data_dir must be the directory of images and masks.")
     given = {name: value for name, value in given.items() if value is not None}
+    if "class_list" in given:
+        load_class_list(str(given["class_list"]))  # its messages, before anything is written
     known = None if given.keys() - {"class_list"} else _known_dataset(data_dir)
     if known is not None:
         name, pairs, read_files = known
@@ -91,15 +99,17 @@ def find_dataset(data_dir: str | os.PathLike, progress: bool = True, **given: st
     else:
         folders: dict[str, Any] = {key: value for key, value in given.items() if key != "class_list"}
         layouts: list[dict[str, Any]] = [folders] if folders else [_as_options(*layout) for layout in _IMAGE_FOLDERS]
+        if folders:
+            image_folder_files(data_dir, "train", **folders)  # its messages
         found = [
             (pairs, one) for one in layouts if (pairs := _pairs_or_none(image_folder_files, data_dir, "train", one))
         ]
         if not found:
             raise ValueError(
                 f"No images with masks were found in {data_dir}. Known layouts are "
-                f"{', '.join(f'{images} with {masks}' for images, masks, _ in _IMAGE_FOLDERS)} (with or without "
-                "folders train and validation in them), and those of ADE20K, CamVid and Cityscapes. Rename the "
-                "folders, or set image_dir, label_dir and label_suffix."
+                f"{', '.join(f'{images} with {masks}' for images, masks, suffix in _IMAGE_FOLDERS if not suffix)} "
+                "(with or without folders train and validation in them), and those of ADE20K, CamVid and Cityscapes. "
+                "Rename the folders, or set image_dir, label_dir and label_suffix."
             )
         pairs, folders = max(found, key=lambda one: len(one[0].names))
         options = {"dataset_name": "image_folders", "data_dir": str(data_dir), **folders}
@@ -109,14 +119,15 @@ def find_dataset(data_dir: str | os.PathLike, progress: bool = True, **given: st
     if "class_list" in given:
         options["class_list"] = given["class_list"]
     elif known is None:
-        file_or_content, why = _find_classes(data_dir, pairs, progress)
+        masks = pairs.masks + (evaluation.masks if evaluation else [])
+        file_or_content, why = _find_classes(data_dir, masks, progress, skip_unreadable)
         if isinstance(file_or_content, Path):
             options["class_list"] = str(file_or_content)
         else:
             class_list = file_or_content
         findings.append(why)
     num_evaluation_images = len(evaluation.names) if evaluation else 0
-    size = _median_size(pairs, progress)
+    size = _median_size(pairs, progress, skip_unreadable)
     findings.append(
         f"{len(pairs.names)} images to train on and {num_evaluation_images or 'none'} to evaluate on, of about "
         f"{size[1]} x {size[0]} pixels."
@@ -151,53 +162,71 @@ def _parent(files: list[str]) -> str:
     return os.path.commonpath([os.path.dirname(file) for file in files])
 
 
-def _find_classes(data_dir: Path, pairs: FilePairs, progress: bool) -> tuple[Path | dict[str, Any], str]:
+def _find_classes(
+    data_dir: Path, masks: list[str], progress: bool, skip_unreadable: bool
+) -> tuple[Path | dict[str, Any], str]:
     """The file of a class list, or its content, and where it is from."""
     for name in _CLASS_LISTS:
         if (file := data_dir / name).is_file():
             return file, f"The {len(load_class_list(file))} classes are those of {file}."
     for name in _CLASS_NAMES:
         if (file := data_dir / name).is_file():
-            names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-            class_list_from_data(names)  # its messages
+            try:
+                names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+                class_list_from_data(names)
+            except ValueError as error:
+                raise ValueError(f"{file} must have the name of one class in each line, in UTF-8: {error}") from error
             return {"classes": names}, f"The {len(names)} classes are the lines of {file}: check their order."
     for name in _CLASS_TABLES:
         if (file := data_dir / name).is_file():
             return _classes_of_table(file), f"The classes are the rows of {file}."
-    return _classes_of_masks(pairs, progress)
+    return _classes_of_masks(masks, progress, skip_unreadable)
 
 
 def _classes_of_table(file: Path) -> dict[str, Any]:
     """The classes of Roboflow's table of pixel values and names."""
     with file.open(newline="", encoding="utf-8-sig") as lines:
         rows = [[cell.strip() for cell in row] for row in csv.reader(lines) if row]
-    classes = [{"id": int(row[0]), "name": row[1]} for row in rows if len(row) == 2 and row[0].isdigit()]
-    if not classes:
+    names = {int(row[0]): row[1] for row in rows if len(row) == 2 and row[0].isdigit()}
+    if not names:
         raise ValueError(f"{file} has no rows of a pixel value and the name of a class: correct or remove it.")
-    class_list_from_data({"classes": classes})
-    return {"classes": classes}
+    return _content(dict(sorted(names.items())))
 
 
-def _classes_of_masks(pairs: FilePairs, progress: bool) -> tuple[dict[str, Any], str]:
+def _content(names: dict[int, str]) -> dict[str, Any]:
+    """The content of a class list for masks with these values, of which 255 is ignored unless it has a name."""
+    if list(names) == list(range(len(names))):
+        return {"classes": list(names.values())}
+    table = {str(value): index for index, value in enumerate(names)}
+    return {"classes": list(names.values()), "label_id_to_train_id": {"255": 255, **table}}
+
+
+def _classes_of_masks(masks: list[str], progress: bool, skip_unreadable: bool) -> tuple[dict[str, Any], str]:
     """One class for each value or color in the masks, of which many are read."""
-    places = np.linspace(0, len(pairs.masks) - 1, min(len(pairs.masks), _MOST_MASKS)).round().astype(int)
+    places = np.linspace(0, len(masks) - 1, min(len(masks), _MOST_MASKS)).round().astype(int)
     values: set[int] = set()
     colors: set[tuple[int, int, int]] = set()
-    for place in tqdm(places, desc="Looking for classes in masks", unit="mask", disable=not progress):
-        file = pairs.masks[place]
-        mask = open_image(file)
-        with reading(file):
-            if len(mask.getbands()) == 1:
-                values.update(np.unique(np.asarray(mask)).tolist())
-                continue
-            pixels = np.unique(np.asarray(mask.convert("RGB")).reshape(-1, 3), axis=0)
+    bar = tqdm(places, desc="Looking for classes in masks", unit="mask", disable=None if progress else True)
+    for place in bar:
+        file = masks[place]
+        try:
+            mask = open_image(file)
+            with reading(file):
+                if len(mask.getbands()) == 1:
+                    values.update(np.unique(np.asarray(mask).astype(np.int64)).tolist())
+                    continue
+                pixels = np.unique(np.asarray(mask.convert("RGB")).reshape(-1, 3), axis=0)
+        except OSError:
+            if not skip_unreadable:
+                raise
+            continue
         colors.update(map(tuple, pixels.tolist()))
         if len(colors) > _MOST_COLORS:
             raise ValueError(
                 f"The masks have more than {_MOST_COLORS} colors, up to {file}: they are images, or were stored with "
                 "losses (JPEG). Export them as PNG, or name the classes and their colors in a class list (class_list)."
             )
-    read = f"{len(places)} masks" if len(places) < len(pairs.masks) else "all masks"
+    read = f"{len(places)} masks" if len(places) < len(masks) else "all masks"
     if colors:
         # Gray masks with three equal channels.
         if all(red == green == blue for red, green, blue in colors):
@@ -209,26 +238,36 @@ def _classes_of_masks(pairs: FilePairs, progress: bool) -> tuple[dict[str, Any],
             ]
             why = f"Nothing names the classes, so each of the {len(colors)} colors in {read} is one."
             return {"classes": classes}, why
-    if 255 in values and values <= {0, 255}:
+    if values == {0, 255}:
         content = {"classes": ["background", "foreground"], "label_id_to_train_id": {"0": 0, "255": 1}}
         return content, f"{read.capitalize()} are black and white: 0 is the background, 255 the foreground."
     ids = sorted(values - {255})
-    if not ids or not all(isinstance(value, int) and value >= 0 for value in ids):
+    if not ids or ids[0] < 0:
         raise ValueError(f"The masks have no class ids from 0 on, but {sorted(values)[:5]}: give a class_list.")
-    names = [f"class {value}" for value in ids]
+    has_gaps = ids != list(range(len(ids)))
+    if has_gaps and len(ids) > _MOST_COLORS // 2:
+        raise ValueError(
+            f"The masks have {len(ids)} different values with gaps, such as {', '.join(map(str, ids[:8]))}: they may "
+            "have been resized smoothly, or stored with losses (JPEG). Export them again as PNG, or give a class_list."
+        )
     why = f"Nothing names the classes, so the {len(ids)} values in {read} are their names; 255 is ignored."
-    if ids == list(range(len(ids))):
-        return {"classes": names}, why
-    table = {str(value): index for index, value in enumerate(ids)}
-    return {"classes": names, "label_id_to_train_id": {**table, "255": 255}}, why
+    if has_gaps and 255 in values:
+        why += " Check this: the values have gaps, so 255 may be a class."
+    return _content({value: f"class {value}" for value in ids}), why
 
 
-def _median_size(pairs: FilePairs, progress: bool) -> tuple[int, int]:
+def _median_size(pairs: FilePairs, progress: bool, skip_unreadable: bool) -> tuple[int, int]:
     places = np.linspace(0, len(pairs.images) - 1, min(len(pairs.images), _MOST_SIZES)).round().astype(int)
     sizes = []
-    for place in tqdm(places, desc="Looking at sizes", unit="image", disable=not progress):
+    for place in tqdm(places, desc="Looking at sizes", unit="image", disable=None if progress else True):
         file = pairs.images[place]
-        with reading(file), PIL.Image.open(file) as image:
-            sizes.append((image.height, image.width))
+        try:
+            with reading(file), PIL.Image.open(file) as image:
+                sizes.append((image.height, image.width))
+        except OSError:
+            if not skip_unreadable:
+                raise
+    if not sizes:
+        raise ValueError(f"None of the images in {_parent(pairs.images)} can be read.")
     height, width = (round(statistics.median(sides)) for sides in zip(*sizes))
     return height, width

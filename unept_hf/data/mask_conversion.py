@@ -117,6 +117,16 @@ def convert_masks(
         )
     outside = classes.ignore_index if background is None or unlabeled == "ignore" else ids[background]
 
+    for path in (output_dir, *output_dir.parents):
+        if path.exists() and not path.is_dir():
+            raise FileExistsError(f"{path} is a file; name a directory for the masks.")
+    for name in splits:
+        if (output_dir / name).is_dir() and any((output_dir / name).iterdir()):
+            raise FileExistsError(
+                f"{output_dir / name} is not empty: name another directory or split, or delete it first."
+            )
+    if unseen := [label for label in ignored_labels if label not in labels]:
+        logger.warning(f"No region has the labels {shorten(unseen)} that are to be ignored: check their spelling.")
     is_new = not output_dir.exists()
     try:
         with contextlib.ExitStack() as stack:

@@ -260,7 +260,7 @@ def data_figure(contents: dict[str, dict[str, Any]], class_list: ClassList) -> F
 def _find(arguments: DataReportArguments, progress: bool) -> DataReportArguments:
     """The options of a directory alone, as a training finds them."""
     given = {name: getattr(arguments, name) for name in ("image_dir", "label_dir", "label_suffix", "class_list")}
-    found = find_dataset(str(arguments.data_dir), progress, **given)
+    found = find_dataset(str(arguments.data_dir), progress, skip_unreadable=True, **given)  # the report has them
     print("\n".join(found.findings), end="\n\n")
     options = dict(found.options)
     if found.class_list is not None:

@@ -332,7 +332,7 @@ def _automatic_file(args: list[str]) -> str | None:
     """The file of automatic options, if the words name data but neither a file of options nor a data set."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     names = ("data_dir", "image_dir", "label_dir", "label_suffix", "class_list", "output_dir", "dataset_name")
-    for name in (*names, "cpu", "disable_tqdm"):
+    for name in (*names, "cpu", "disable_tqdm", "skip_unreadable"):
         flag: dict[str, Any] = {} if name in names else {"nargs": "?", "const": "yes"}
         parser.add_argument(*{f"--{name}", f"--{name.replace('_', '-')}"}, dest=name, **flag)
     parser.add_argument("-h", "--help", action="store_true")
@@ -340,10 +340,15 @@ def _automatic_file(args: list[str]) -> str | None:
     if given.help or given.dataset_name is not None or given.data_dir is None:
         return None
     known = {name: getattr(given, name) for name in ("image_dir", "label_dir", "label_suffix", "class_list")}
-    flags = {name: string_to_bool(getattr(given, name) or "no") for name in ("cpu", "disable_tqdm")}
+    flags = {name: string_to_bool(getattr(given, name) or "no") for name in ("cpu", "disable_tqdm", "skip_unreadable")}
     return str(
         automatic_options(
-            given.data_dir, given.output_dir, use_cpu=flags["cpu"], progress=not flags["disable_tqdm"], **known
+            given.data_dir,
+            given.output_dir,
+            use_cpu=flags["cpu"],
+            progress=not flags["disable_tqdm"],
+            skip_unreadable=flags["skip_unreadable"],
+            **known,
         )
     )
 
@@ -394,6 +399,11 @@ def parse_arguments(
         and not (data_args.eval_split or data_args.eval_fraction)
         and "load_best_model_at_end needs images to choose the best model by, but "
         f"train_split={data_args.train_split} takes the validation images for training: drop load_best_model_at_end, "
-        "and the model of the last step is the final one; or hold images out with eval_fraction."
+        "and the model of the last step is the final one; or hold images out with eval_fraction.",
+        run_args.early_stopping_patience is not None
+        and not (data_args.eval_split or data_args.eval_fraction)
+        and "early_stopping_patience needs images to evaluate on, but "
+        f"train_split={data_args.train_split} takes the validation images for training: drop it, or hold images out "
+        "with eval_fraction.",
     )
     return model_args, data_args, run_args

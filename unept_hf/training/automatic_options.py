@@ -12,6 +12,7 @@ import psutil
 import torch
 import yaml
 
+from ..arguments import read_options
 from ..data.discovery import FoundDataset, find_dataset
 from ..files import atomic_file, make_directory
 
@@ -30,7 +31,12 @@ _BYTES_OF_MODEL = {"gpu": 1.5e9, "cpu": 0.5e9}
 
 
 def automatic_options(
-    data_dir: str, output_dir: str | None = None, use_cpu: bool = False, progress: bool = True, **given: str | None
+    data_dir: str,
+    output_dir: str | None = None,
+    use_cpu: bool = False,
+    progress: bool = True,
+    skip_unreadable: bool = False,
+    **given: str | None,
 ) -> Path:
     """
     Chooses options for the data and this machine, logs each choice with its reason, and writes them to
@@ -40,24 +46,33 @@ def automatic_options(
         data_dir: Directory of images and masks, see `find_dataset`.
         output_dir: `runs/NAME` for the directory NAME by default.
         use_cpu: Whether to stay on the CPU where there is a GPU.
-        progress: Whether to show progress bars.
+        progress: Whether to show progress bars on a terminal.
+        skip_unreadable: Whether to pass over files that cannot be read.
         given: Options of the data set that are known, see `find_dataset`.
 
     Raises:
-        ValueError: when the data set is not understood, and for trainings in several processes, which need a file of
-            options to share.
+        ValueError: when the data set is not understood, when the file is of other data, and for trainings in several
+            processes, which need a file of options to share.
     """
     folder = Path(output_dir or Path("runs") / Path(data_dir).expanduser().resolve().name).expanduser()
     file = folder / OPTIONS_FILE
     if file.is_file():
-        logger.info(f"The options are those of {file}.")
+        other = str(read_options(file).get("data_dir"))
+        if Path(other).expanduser().resolve() != Path(data_dir).expanduser().resolve():
+            raise ValueError(
+                f"{file} has the options of other data, {other}: choose another output_dir than {folder}, or delete "
+                "the file."
+            )
+        logger.info(f"The options are those of {file}: delete it to have them chosen again.")
         return file
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError(
             "Several processes cannot choose their options together: run `unept-hf train --data_dir ... --dry_run` "
             f"once, and launch the processes with {file}."
         )
-    data = find_dataset(data_dir, progress, **given)
+    data = find_dataset(data_dir, progress, skip_unreadable, **given)
+    if data.num_images < 2 and not data.num_evaluation_images:
+        raise ValueError(f"{data_dir} has one image with a mask: add more, because some are needed to evaluate on.")
     is_gpu = torch.cuda.is_available() and not use_cpu
     options, reasons = _options_for(data, is_gpu)
     options["output_dir"] = str(folder)

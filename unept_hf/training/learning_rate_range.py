@@ -28,7 +28,8 @@ _DIVERGED = 4  # times the lowest loss
 
 def learning_rate_range(trainer: SegmentationTrainer) -> float:
     """
-    Trains up to 100 steps of a new trainer, and writes `learning_rate_range.csv` and `.png` into its `output_dir`.
+    Trains up to 100 steps of a new trainer, whatever its `max_steps`, and writes `learning_rate_range.csv` and `.png`
+    into its `output_dir`.
 
     Returns:
         A tenth of the learning rate at which the smoothed loss is lowest. The rate at which it falls fastest depends
@@ -38,15 +39,16 @@ def learning_rate_range(trainer: SegmentationTrainer) -> float:
         ValueError: when the loss is not finite, or has diverged, before it could fall.
     """
     groups = trainer.optimizer.param_groups
-    shares = [group["lr"] for group in groups]
+    # Not the present rates, which are 0 at the start of a warm-up.
+    shares = [group["initial_lr"] for group in groups]
     shares = [share / max(shares) for share in shares]
-    steps = min(_STEPS, trainer.run_args.max_steps - trainer.step)
+    trainer.run_args.max_steps = max(trainer.run_args.max_steps, trainer.step + _STEPS)
     rates, losses, smoothed = [], [], []
     average = 0.0
     batches = trainer._batches()
     trainer._set_to_training()
-    for step in tqdm(range(steps), desc="Learning rates", disable=trainer.run_args.disable_tqdm):
-        rate = _LOWEST * (_HIGHEST / _LOWEST) ** (step / max(steps - 1, 1))
+    for step in tqdm(range(_STEPS), desc="Learning rates", disable=trainer.run_args.disable_tqdm or None):
+        rate = _LOWEST * (_HIGHEST / _LOWEST) ** (step / (_STEPS - 1))
         for group, share in zip(groups, shares):
             group["lr"] = rate * share
         try:
@@ -66,6 +68,8 @@ def learning_rate_range(trainer: SegmentationTrainer) -> float:
     lowest = int(np.argmin(smoothed))
     if trainer.accelerator.is_main_process:
         _write(trainer, rates, losses, smoothed, lowest)
+    if lowest == _STEPS - 1:
+        logger.warning(f"The loss still falls at {_HIGHEST:g}, the highest learning rate: is the data learned at all?")
     logger.info(
         f"The loss is lowest at a learning rate of {rates[lowest]:.1e}; the curve is in "
         f"{trainer.output_dir / 'learning_rate_range.png'}. A usual choice is a tenth, learning_rate="
