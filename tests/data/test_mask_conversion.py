@@ -197,6 +197,11 @@ def test_images_that_do_not_fit(capsys):
     with pytest.raises(ValueError, match=r"'a\.jpg' and 'a\.png' of .* would have the same mask"):
         convert_masks("twice.json", "out2", "coco")
     picture("small.jpg", HEIGHT - 1)
+    region = {"category_id": 3, "segmentation": [rectangle(0, 0, 4, 4)]}
+    write("lost.json", coco([region | {"image_id": 99}]))
+    with pytest.raises(ValueError, match=r"of lost\.json is of image 99, which the file does not list"):
+        convert_masks("lost.json", "out2", "coco")
+
     write("small.json", coco([], ("small.jpg",)))
     with pytest.raises(ValueError, match=r"'small\.jpg' has \(11, 16\) pixels .* its annotation says \(12, 16\)"):
         convert_masks("small.json", "out2", "coco", progress=False)
