@@ -129,7 +129,7 @@ def main() -> None:
         **versions("torch", "transformers", "timm"),
         "date": today(),
         "images": num_images,
-        "data set": f"{data.dataset_name} {data.split}",
+        "data set": f"{data.dataset_name} {data.eval_split}",
         "label maps": "UN-EPT" if study.peer_label_maps is None else Path(study.peer_label_maps).name,
     }
     write_results(Path(study.output), study.name, "Settings of boundary refinement", facts, lines, rows=rows)

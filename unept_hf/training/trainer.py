@@ -463,7 +463,7 @@ class SegmentationTrainer:
             total=run_args.max_steps,
             initial=self.step,
             desc="Training",
-            disable=run_args.disable_tqdm or not accelerator.is_local_main_process,
+            disable=True if run_args.disable_tqdm or not accelerator.is_local_main_process else None,
         )
         with Interruption() as interruption, progress:
             if self.step and self._is_due(run_args.eval_steps):
