@@ -752,9 +752,10 @@ def load_models(names: list[str], arguments: DemoArguments) -> dict[str, tuple]:
                     f"{model.config.num_labels}."
                 )
             model.config.class_colors = classes.palette
+        model.to(device)
         if model.config.model_type == "unept":
-            optimize_for_inference(model.to(device))
-        models[short] = model.to(device), processor
+            optimize_for_inference(model)
+        models[short] = model, processor
     return models
 
 

@@ -2,6 +2,7 @@
 """Layout, classes and sizes of a directory of images and masks of which nothing is known but where it is."""
 
 import csv
+import json
 import os
 import re
 import statistics
@@ -13,6 +14,7 @@ import numpy as np
 import PIL.Image
 from tqdm import tqdm
 
+from ..files import atomic_file
 from ..model.image_reading import open_image, reading
 from .class_lists import class_list_from_data, load_class_list
 from .folder_layouts import FilePairs, ade20k_files, camvid_files, cityscapes_files, image_folder_files
@@ -43,6 +45,7 @@ _CLASS_TABLES = ("_classes.csv", "train/_classes.csv")
 _MOST_MASKS = 1000
 _MOST_SIZES = 200
 _MOST_COLORS = 64
+_MOST_VALUES_WITH_GAPS = 32
 
 
 @dataclass
@@ -65,6 +68,14 @@ class FoundDataset:
     num_evaluation_images: int
     size: tuple[int, int]
     findings: list[str]
+
+    def save_class_list(self, directory: str | os.PathLike) -> dict[str, Any]:
+        """The options with a class list, which is written to `classes.json` in a directory if no file has it."""
+        if self.class_list is None:
+            return self.options
+        with atomic_file(Path(directory).expanduser() / "classes.json") as file:
+            file.write_text(json.dumps(self.class_list, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return {**self.options, "class_list": str(Path(directory).expanduser() / "classes.json")}
 
 
 def find_dataset(
@@ -245,7 +256,7 @@ def _classes_of_masks(masks: list[str], progress: bool, skip_unreadable: bool) -
     if not ids or ids[0] < 0:
         raise ValueError(f"The masks have no class ids from 0 on, but {sorted(values)[:5]}: give a class_list.")
     has_gaps = ids != list(range(len(ids)))
-    if has_gaps and len(ids) > _MOST_COLORS // 2:
+    if has_gaps and len(ids) > _MOST_VALUES_WITH_GAPS:
         raise ValueError(
             f"The masks have {len(ids)} different values with gaps, such as {', '.join(map(str, ids[:8]))}: they may "
             "have been resized smoothly, or stored with losses (JPEG). Export them again as PNG, or give a class_list."

@@ -21,7 +21,7 @@ from ..data.segmentation_datasets import load_segmentation_dataset
 from ..data.statistics import read_contents
 from ..files import atomic_file
 from ..model.image_preprocessing import resize_label_map
-from ..visualization.overlay import color_label_map, shown_size
+from ..visualization.overlay import color_label_map, percent, shown_size
 from .arguments import DataReportArguments
 
 
@@ -119,9 +119,7 @@ def _sample(row: dict[str, Any], class_list: ClassList) -> dict[str, Any]:
 def _percent(share: float | None) -> str:
     if share is None:
         return "-"
-    if share < 1e-4:
-        return "< 0.01%" if share else "0%"
-    return f"{share:.2%}" if share < 0.1 else f"{share:.1%}"
+    return percent(share, 2 if share < 0.1 else 1) if share else "0%"
 
 
 def _sizes(sizes: list[list[int]]) -> str:
@@ -262,12 +260,7 @@ def _find(arguments: DataReportArguments, progress: bool) -> DataReportArguments
     given = {name: getattr(arguments, name) for name in ("image_dir", "label_dir", "label_suffix", "class_list")}
     found = find_dataset(str(arguments.data_dir), progress, skip_unreadable=True, **given)  # the report has them
     print("\n".join(found.findings), end="\n\n")
-    options = dict(found.options)
-    if found.class_list is not None:
-        options["class_list"] = os.path.join(os.path.expanduser(arguments.output_dir), "classes.json")
-        with atomic_file(options["class_list"]) as file:
-            file.write_text(json.dumps(found.class_list, indent=1) + "\n", encoding="utf-8")
-    return replace(arguments, **options)
+    return replace(arguments, **found.save_class_list(arguments.output_dir))
 
 
 def _load_splits(arguments: DataReportArguments) -> tuple[dict[str, Any], ClassList]:

@@ -1,7 +1,6 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """The options of a training on a directory of images and masks, where nothing else is said."""
 
-import json
 import logging
 import math
 import os
@@ -17,11 +16,11 @@ from ..data.discovery import FoundDataset, find_dataset
 from ..files import atomic_file, make_directory
 
 
-__all__ = ["OPTIONS_FILE", "automatic_options"]
+__all__ = ["automatic_options"]
 
 logger = logging.getLogger(__name__)
 
-OPTIONS_FILE = "options.yaml"
+_OPTIONS_FILE = "options.yaml"
 _SHIPPED_MODEL = Path(__file__).parents[1] / "checkpoints" / "street_photos"
 
 # Bytes of a training step for each crop of 480 x 480, and for weights and optimizer, with a margin: the step of the
@@ -55,7 +54,7 @@ def automatic_options(
             processes, which need a file of options to share.
     """
     folder = Path(output_dir or Path("runs") / Path(data_dir).expanduser().resolve().name).expanduser()
-    file = folder / OPTIONS_FILE
+    file = folder / _OPTIONS_FILE
     if file.is_file():
         other = str(read_options(file).get("data_dir"))
         if Path(other).expanduser().resolve() != Path(data_dir).expanduser().resolve():
@@ -74,13 +73,8 @@ def automatic_options(
     if data.num_images < 2 and not data.num_evaluation_images:
         raise ValueError(f"{data_dir} has one image with a mask: add more, because some are needed to evaluate on.")
     is_gpu = torch.cuda.is_available() and not use_cpu
-    options, reasons = _options_for(data, is_gpu)
-    options["output_dir"] = str(folder)
-    make_directory(folder)
-    if data.class_list is not None:
-        options["class_list"] = str(folder / "classes.json")
-        with atomic_file(options["class_list"]) as path:
-            path.write_text(json.dumps(data.class_list, indent=2) + "\n", encoding="utf-8")
+    chosen, reasons = _options_for(data, is_gpu)
+    options = {**data.save_class_list(make_directory(folder)), **chosen, "output_dir": str(folder)}
     for line in (*data.findings, *reasons):
         logger.info(line)
     with atomic_file(file) as path:
@@ -91,8 +85,8 @@ def automatic_options(
 
 
 def _options_for(data: FoundDataset, is_gpu: bool) -> tuple[dict[str, Any], list[str]]:
-    """Options, and a reason for each choice."""
-    options: dict[str, Any] = dict(data.options)
+    """Options beside those of the data set, and a reason for each choice."""
+    options: dict[str, Any] = {}
     reasons = []
     if is_gpu:
         options |= {"preset": "unept-resnet50", "use_pretrained_backbone": True}

@@ -6,9 +6,9 @@ Source: Smith, "Cyclical Learning Rates for Training Neural Networks", section 3
 """
 
 import csv
-import logging
 
 import numpy as np
+from accelerate.logging import get_logger
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -18,7 +18,7 @@ from .trainer import SegmentationTrainer
 
 __all__ = ["learning_rate_range"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _LOWEST, _HIGHEST = 1e-6, 1e-1
 _STEPS = 100
@@ -45,8 +45,8 @@ def learning_rate_range(trainer: SegmentationTrainer) -> float:
     trainer.run_args.max_steps = max(trainer.run_args.max_steps, trainer.step + _STEPS)
     rates, losses, smoothed = [], [], []
     average = 0.0
-    batches = trainer._batches()
-    trainer._set_to_training()
+    batches = trainer.batches()
+    trainer.set_to_training()
     for step in tqdm(range(_STEPS), desc="Learning rates", disable=trainer.run_args.disable_tqdm or None):
         rate = _LOWEST * (_HIGHEST / _LOWEST) ** (step / (_STEPS - 1))
         for group, share in zip(groups, shares):
@@ -63,7 +63,8 @@ def learning_rate_range(trainer: SegmentationTrainer) -> float:
             break
     if len(smoothed) < 3:
         raise ValueError(
-            f"The loss is not finite after {len(smoothed)} steps at learning rates up to {_LOWEST:g}: check the data."
+            f"The loss is not finite, or has diverged, after {len(smoothed)} steps at learning rates below "
+            f"{rate:.1e}: check the data."
         )
     lowest = int(np.argmin(smoothed))
     if trainer.accelerator.is_main_process:
@@ -78,7 +79,9 @@ def learning_rate_range(trainer: SegmentationTrainer) -> float:
     return rates[lowest] / 10
 
 
-def _write(trainer, rates: list[float], losses: list[float], smoothed: list[float], lowest: int) -> None:
+def _write(
+    trainer: SegmentationTrainer, rates: list[float], losses: list[float], smoothed: list[float], lowest: int
+) -> None:
     with atomic_file(trainer.output_dir / "learning_rate_range.csv") as path, path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["learning_rate", "loss", "smoothed_loss"])

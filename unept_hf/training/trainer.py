@@ -1,6 +1,7 @@
 # Copyright 2026 The unept-hf authors. Licensed under the Apache License, Version 2.0.
 """The training of a model: its steps, evaluations, checkpoints and results."""
 
+import functools
 import json
 import math
 import random
@@ -297,7 +298,7 @@ class SegmentationTrainer:
 
     # ---- steps ----
 
-    def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
+    def batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """The batches of this process from this step on, which Accelerate must not split once more."""
         accelerator, data_args, run_args = self.accelerator, self.data_args, self.run_args
         augmentation = TrainingAugmentation.from_config(
@@ -354,6 +355,7 @@ class SegmentationTrainer:
         )
         return iter(loader)
 
+    @functools.cached_property
     def _pixels_of_masks(self) -> np.ndarray:
         """Pixels of each class in each mask of the training set, which the first process counts."""
         pixels = None
@@ -369,7 +371,7 @@ class SegmentationTrainer:
             "class_weights" in (self.model_args.config_overrides or {})
             and "class_weighting and the class_weights of config_overrides exclude each other: drop one."
         )
-        self.config.class_weights = class_weights(self._pixels_of_masks(), rule)
+        self.config.class_weights = class_weights(self._pixels_of_masks, rule)
         weights = zip(self.class_list.id2label.values(), self.config.class_weights)
         logger.info(f"Class weights: {', '.join(f'{name} {weight:.2f}' for name, weight in weights)}.")
 
@@ -377,7 +379,7 @@ class SegmentationTrainer:
         """How often the examples come, from their masks alone: after a resume the same as before."""
         if not self.data_args.class_balanced_sampling:
             return None
-        factors = repeat_factors(self._pixels_of_masks() > 0, self.data_args.class_balanced_sampling)
+        factors = repeat_factors(self._pixels_of_masks > 0, self.data_args.class_balanced_sampling)
         logger.info(
             f"Class-balanced sampling: {int((factors > 1).sum())} of {len(factors)} images come more often, "
             f"at most {factors.max():.1f} times."
@@ -386,7 +388,7 @@ class SegmentationTrainer:
 
     def draw_crops(self) -> None:
         """Writes a picture of the crops of the next step with their masks, as the model gets them."""
-        batch = next(self._batches())
+        batch = next(self.batches())
         mean, std = (
             torch.tensor(values)[:, None, None] for values in (self.processor.image_mean, self.processor.image_std)
         )
@@ -397,7 +399,7 @@ class SegmentationTrainer:
             draw_crops(images.numpy(), batch["labels"].cpu().numpy(), id2label, palette).savefig(file)
         logger.info(f"{len(images)} crops of the first step are in {file}. Without --dry_run, training starts.")
 
-    def _set_to_training(self) -> None:
+    def set_to_training(self) -> None:
         self.model.train()
         if self.run_args.freeze_batch_norm:
             for module in self.model.modules():
@@ -458,7 +460,7 @@ class SegmentationTrainer:
         Trains to the end, until evaluations bring no gain, or until a signal comes. Returns `False` for a signal.
         """
         accelerator, run_args = self.accelerator, self.run_args
-        batches = self._batches()
+        batches = self.batches()
         progress = tqdm(
             total=run_args.max_steps,
             initial=self.step,
@@ -469,7 +471,7 @@ class SegmentationTrainer:
             if self.step and self._is_due(run_args.eval_steps):
                 self.evaluate()
             losses, started = [], time.perf_counter()
-            self._set_to_training()
+            self.set_to_training()
             while self.step < run_args.max_steps and not self._stops_early():
                 loss, norm = self.train_step(batches)
                 losses.append(self.losses)
@@ -498,7 +500,7 @@ class SegmentationTrainer:
                         if accelerator.num_processes == 1:
                             self.save_checkpoint()
                         raise
-                    self._set_to_training()
+                    self.set_to_training()
                 if self._is_due(run_args.save_steps) or self._stops_early():
                     self.save_checkpoint()
                 started += time.perf_counter() - paused
